@@ -1,0 +1,1 @@
+"""Audits feature visualizations: how far can each be believed, with statistics."""

@@ -1,0 +1,1 @@
+"""Arrays to numbers with intervals: pure functions, no files, no printing."""

@@ -1,0 +1,1 @@
+"""What is audited: networks with named layers."""

@@ -1,0 +1,1 @@
+"""Somebody else's model files, read without running anything that they contain."""

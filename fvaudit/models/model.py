@@ -1,0 +1,183 @@
+"""One way into a network: `tap`.
+
+A forward pass calls `x = tap("blocks.8", x)` at every named point. A recording tap collects, an
+editing tap replaces; under `jit`, everything past the last point needed is never computed. An edit
+of a model is again a `Model`, so whatever audits a clean network audits a manipulated one.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from fvaudit.models.classes import ImageClass
+from fvaudit.records import AuditError, Unit
+
+
+Tap = Callable[[str, Array], Array]
+Forward = Callable[[Any, Float[Array, "n h w c"], Tap], Array]  # (params, images in [0, 1], tap)
+Activations = dict[str, Float[Array, "n ..."]]  # (n, h, w, c) for spatial layers, else (n, c)
+
+
+@dataclasses.dataclass(frozen=True)
+class InputSpec:
+    """How pictures become the network's input. Nothing outside `Model` repeats any of it."""
+
+    size: tuple[int, int]  # (rows, columns) that the network takes
+    mean: tuple[float, ...]  # subtracted from pixels in [0, 1], one number a channel (RGB)
+    std: tuple[float, ...]  # and then divided by
+    resize: int  # short side of a photograph before its centre is cut out, in pixels
+    interpolation: str = "bicubic"  # of that resize
+
+    def normalise(self, images: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        """Pixels in [0, 1] to what the first layer expects."""
+        mean, std = (np.asarray(v, np.float32) for v in (self.mean, self.std))
+        return (images - mean) / std
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A network with named layers, its parameters and its input spec."""
+
+    name: str
+    params: Any  # pytree of arrays
+    forward: Forward  # pure function; takes images in [0, 1] and normalises them itself
+    input: InputSpec
+    shapes: dict[str, tuple[int, ...]]  # every tapped layer, shallow to deep, without batch axis
+    trunk: tuple[str, ...]  # layers that every path from input to output crosses, in order
+    classes: tuple[ImageClass, ...] = ()  # what the logits mean; empty if not known
+    source: str = ""  # where the weights come from, with their licence
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """All tapped layers, shallow to deep."""
+        return tuple(self.shapes)
+
+    def activations(self, images: Float[Array, "n h w c"], layers: Collection[str]) -> Activations:
+        """Activations of `layers` for images in [0, 1]; pure, so usable under `jit` and `grad`.
+
+        Raises:
+            AuditError: if a layer does not exist or the images have another size.
+        """
+        for layer in layers:
+            self.require_layer(layer)
+        if images.shape[1:] != (*self.input.size, len(self.input.mean)):
+            raise AuditError(
+                f"{self.name} takes images of shape (n, {self.input.size[0]}, "
+                f"{self.input.size[1]}, {len(self.input.mean)}), got {tuple(images.shape)}. "
+                "Load them with load_images(..., model), which resizes and crops."
+            )
+        return record(self.forward, self.params, images, layers)
+
+    def edited(
+        self, layer: str, edit: Callable[[Any, Array], Array], params: Any = None
+    ) -> "Model":
+        """The model whose activation x at `layer` is replaced by `edit(params, x)`, same shape.
+
+        Raises:
+            AuditError: if the layer does not exist.
+        """
+        self.require_layer(layer)
+        inner = self.forward
+
+        def forward(both, images, tap):
+            def replacing(name, x):
+                return tap(name, edit(both["edit"], x) if name == layer else x)
+
+            return inner(both["base"], images, replacing)
+
+        both = {"base": self.params, "edit": params}
+        name = f"{self.name}+{getattr(edit, '__name__', 'edit')}@{layer}"
+        return dataclasses.replace(self, name=name, params=both, forward=forward)
+
+    def require_layer(self, layer: str) -> None:
+        """Raises `AuditError` naming the nearest layers if `layer` does not exist."""
+        if layer not in self.shapes:
+            near = difflib.get_close_matches(layer, self.layers, n=3) or self.layers[:3]
+            raise AuditError(
+                f"{self.name} has no layer {layer!r}. Nearest: {', '.join(near)}. "
+                f"`fvaudit list --model {self.name}` prints all {len(self.layers)}."
+            )
+
+    def require_unit(self, unit: Unit) -> None:
+        """Raises `AuditError` if `unit` lies outside its layer."""
+        self.require_layer(unit.layer)
+        shape = self.shapes[unit.layer]
+        if unit.channel >= shape[-1]:
+            raise AuditError(
+                f"{unit} does not exist: {unit.layer} of {self.name} has channels 0 to "
+                f"{shape[-1] - 1}."
+            )
+        inside = unit.position is None or (
+            len(shape) == 3 and all(p < s for p, s in zip(unit.position, shape, strict=False))
+        )
+        if not inside:
+            extent = f"{shape[0]} x {shape[1]} positions" if len(shape) == 3 else "no positions"
+            raise AuditError(f"{unit} does not exist: {unit.layer} of {self.name} has {extent}.")
+
+    def path_to(self, layer: str) -> tuple[str, ...]:
+        """The trunk up to and including `layer`: where its processing path can be compared."""
+        order = {name: i for i, name in enumerate(self.layers)}
+        before = tuple(name for name in self.trunk if order[name] < order[layer])
+        return (*before, layer)
+
+    def label(self, unit: Unit) -> str:
+        """What a class logit stands for, or an empty text."""
+        known = unit.layer == "logits" and unit.channel < len(self.classes)
+        return self.classes[unit.channel].name if known else ""
+
+    def fingerprint(self) -> str:
+        """SHA-256 over name, input spec, layers and every parameter's bytes."""
+        digest = hashlib.sha256(repr((self.name, self.input, self.shapes)).encode())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
+            digest.update(jax.tree_util.keystr(path).encode())
+            digest.update(np.ascontiguousarray(leaf).tobytes())
+        return digest.hexdigest()
+
+
+def record(forward: Forward, params: Any, images: Array, layers: Collection[str]) -> Activations:
+    """Runs `forward` and collects the activations of `layers`."""
+    seen: Activations = {}
+
+    def tap(name: str, x: Array) -> Array:
+        if name in layers:
+            seen[name] = x
+        return x
+
+    forward(params, images, tap)
+    return seen
+
+
+def layer_shapes(forward: Forward, params: Any, spec: InputSpec) -> dict[str, tuple[int, ...]]:
+    """Every layer that `forward` taps and its shape without batch axis, in order of computation."""
+    order: list[str] = []
+
+    def run(images):
+        seen: Activations = {}
+
+        def tap(name, x):
+            order.append(name)
+            seen[name] = x
+            return x
+
+        forward(params, images, tap)
+        return seen
+
+    images = jax.ShapeDtypeStruct((1, *spec.size, len(spec.mean)), jnp.float32)
+    shapes = jax.eval_shape(run, images)
+    _require_unique(order)
+    return {name: tuple(shapes[name].shape[1:]) for name in order}
+
+
+def _require_unique(names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise AuditError(f"The network taps {name!r} twice; every tap needs its own name.")
+        seen.add(name)

@@ -1,0 +1,1 @@
+"""One Flax network per file, written against `tap`."""

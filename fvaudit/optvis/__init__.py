@@ -1,0 +1,1 @@
+"""The engine: activation maximization."""

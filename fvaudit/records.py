@@ -1,0 +1,133 @@
+"""The nouns of an audit, as frozen records.
+
+Said once here and never re-argued: images are float32, NHWC, RGB, in [0, 1]; everything in these
+records lives on the host (NumPy arrays and Python floats); a number that leaves the evidence room
+as a claim is an `Estimate`, and a judgement about it is a `Verdict`.
+
+Axis letters have one meaning everywhere: n images, h rows, w columns, c channels, t steps,
+r repeats, k checkpoints, l layers, u units.
+"""
+
+import dataclasses
+import enum
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+class AuditError(ValueError):
+    """A mistake that the user can fix.
+
+    The text names what was got, what was expected, and what to do; the command line prints it
+    without a traceback.
+    """
+
+
+class Status(enum.IntEnum):
+    """What became of one check, ordered by severity: aggregation takes the worst."""
+
+    PASS = 0  # no discrepancy detected; says the smallest one that could have been seen
+    WARN = 1  # the claim failed, and the config asks only for a warning
+    INCONCLUSIVE = 2  # too little data, or an interval that spans the threshold
+    FAIL = 3  # the claim failed
+    ERROR = 4  # the check could not be computed
+
+
+_UNIT = re.compile(r"(?P<layer>[^:@\s]+):(?P<channel>\d+)(?:@(?P<row>\d+),(?P<column>\d+))?")
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Unit:
+    """One channel of one layer, or one neuron of it; as text `layer:channel[@row,column]`."""
+
+    layer: str  # a name that `Model.layers` lists
+    channel: int  # from 0
+    position: tuple[int, int] | None = None  # (row, column) of a neuron; None is the whole channel
+
+    @classmethod
+    def parse(cls, text: str) -> "Unit":
+        """Reads `blocks.8:17`, `logits:281` or `conv2d2:5@7,7`.
+
+        Raises:
+            AuditError: if the text has another form.
+        """
+        match = _UNIT.fullmatch(text.strip())
+        if match is None:
+            raise AuditError(
+                f"{text!r} does not name a unit. Expected layer:channel or "
+                "layer:channel@row,column, for example 'blocks.8:17' or 'blocks.8:17@7,7'."
+            )
+        row, column = match["row"], match["column"]
+        position = None if row is None else (int(row), int(column))
+        return cls(match["layer"], int(match["channel"]), position)
+
+    def __str__(self) -> str:
+        at = "" if self.position is None else f"@{self.position[0]},{self.position[1]}"
+        return f"{self.layer}:{self.channel}{at}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A number with its uncertainty. NaN in `value` means that it could not be estimated."""
+
+    value: float
+    low: float  # lower end of the interval; NaN if none could be computed
+    high: float  # upper end
+    level: float  # confidence level of the interval, in (0, 1)
+    n: int  # independent observations behind it (photographs, not crops)
+    method: str  # how the interval was computed
+    unit: str  # of `value`: "Spearman rho", "fraction", ...
+
+    @property
+    def known(self) -> bool:
+        """Whether value and interval are all finite."""
+        return all(map(math.isfinite, (self.value, self.low, self.high)))
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What one check says of one subject, in a sentence with its numbers."""
+
+    check: str  # call text of the check, enough to run it again: same_path(min_score=0.5)
+    subject: str  # a unit's text, a layer, or "model"
+    status: Status
+    estimate: Estimate | None  # the number that was judged
+    threshold: float | None  # what it was held against
+    reason: str  # one sentence
+
+
+@dataclasses.dataclass(frozen=True)
+class Visualization:
+    """The feature visualizations of one objective, one per repeat, and how to make them again."""
+
+    objective: str  # text of the objective: "blocks.8:17", "0.8*(a:1) + 0.2*(b:2)"
+    images: Float[np.ndarray, "r h w c"]  # final images in [0, 1]
+    activation: Float[np.ndarray, " r"]  # objective at the final images, without transforms
+    trace: Float[np.ndarray, "r t"]  # objective at each step, under that step's transform
+    shots: Float[np.ndarray, "r k h w c"]  # images at `shot_steps`, in [0, 1]
+    shot_steps: tuple[int, ...]  # how many updates each shot had seen
+    settings: Mapping[str, Any]  # parameterization, transforms, steps, seed, model: call texts
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+    """Natural images, ready for a model of one input size."""
+
+    pixels: Float[np.ndarray, "n h w c"]  # in [0, 1]
+    ids: tuple[str, ...]  # one name an image, unique
+    labels: Int[np.ndarray, " n"] | None  # class index of the model, -1 unknown; None: no labels
+    group: Int[np.ndarray, " n"]  # photograph of origin, 0..photographs-1; crops of one share it
+    skipped: tuple[tuple[str, str], ...] = ()  # (file, reason) of images that could not be used
+    source: str = ""  # the spec that was loaded
+
+    @property
+    def photographs(self) -> int:
+        """How many independent photographs stand behind the images."""
+        return len(np.unique(self.group))
