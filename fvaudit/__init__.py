@@ -1,1 +1,77 @@
-"""Audits feature visualizations: how far can each be believed, with statistics."""
+"""Audits feature visualizations: how far can each be believed, with statistics.
+
+    import fvaudit as fv
+
+    model = fv.load_model("efficientnet_lite0")
+    images = fv.load_images("photos/", model)
+    vis = fv.visualize(model, [fv.Channel("blocks.8", 17)], steps=256, repeats=2, seed=0)
+    path = fv.path_similarity(model, fv.Unit.parse("blocks.8:17"), vis, images)
+
+Importing this package imports neither JAX nor anything else that is slow: each name is fetched
+from its module when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from fvaudit.api import path_similarity as path_similarity
+    from fvaudit.config import load_config as load_config
+    from fvaudit.data import load_images as load_images
+    from fvaudit.models.model import Model as Model
+    from fvaudit.models.zoo import load_model as load_model
+    from fvaudit.optvis.objectives import Channel as Channel
+    from fvaudit.optvis.objectives import ClassLogit as ClassLogit
+    from fvaudit.optvis.objectives import Neuron as Neuron
+    from fvaudit.optvis.params import fourier as fourier
+    from fvaudit.optvis.params import pixels as pixels
+    from fvaudit.optvis.visualize import visualize as visualize
+    from fvaudit.records import AuditError as AuditError
+    from fvaudit.records import Estimate as Estimate
+    from fvaudit.records import ImageSet as ImageSet
+    from fvaudit.records import Status as Status
+    from fvaudit.records import Unit as Unit
+    from fvaudit.records import UnitResult as UnitResult
+    from fvaudit.records import Verdict as Verdict
+    from fvaudit.records import Visualization as Visualization
+    from fvaudit.run import audit as audit
+
+_HOME = {
+    "AuditError": "records",
+    "Channel": "optvis.objectives",
+    "ClassLogit": "optvis.objectives",
+    "Estimate": "records",
+    "ImageSet": "records",
+    "Model": "models.model",
+    "Neuron": "optvis.objectives",
+    "Status": "records",
+    "Unit": "records",
+    "UnitResult": "records",
+    "Verdict": "records",
+    "Visualization": "records",
+    "audit": "run",
+    "fourier": "optvis.params",
+    "load_config": "config",
+    "load_images": "data",
+    "load_model": "models.zoo",
+    "path_similarity": "api",
+    "pixels": "optvis.params",
+    "visualize": "optvis.visualize",
+}
+
+__all__ = [*_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fvaudit' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"fvaudit.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -131,3 +131,58 @@ class ImageSet:
     def photographs(self) -> int:
         """How many independent photographs stand behind the images."""
         return len(np.unique(self.group))
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerSimilarity:
+    """One layer of a processing path: how alike activations are there."""
+
+    layer: str
+    fv: Estimate  # visualizations with the natural group, mean similarity
+    same: Estimate  # pairs within the natural group
+    diff: Estimate  # natural group with other photographs
+    normalised: Estimate  # (fv - diff) / (same - diff); NaN where the layer is not resolvable
+    resolvable: bool  # whether same - diff exceeds two standard errors
+    band_low: float  # 5 % quantile of `normalised` of held-out natural images
+    band_high: float  # 95 % quantile
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitResult:
+    """All that was measured of one unit; one line of `results.jsonl`."""
+
+    unit: str  # text of the unit
+    label: str  # what a class logit stands for; empty for hidden units
+    group: str  # how the natural group was chosen, in words
+    photographs: int  # in the natural group
+    others: int  # photographs that it is compared with
+    exemplars: tuple[str, ...]  # ids of the strongest natural images, strongest first
+    exemplar_responses: tuple[float, ...]  # the unit's response to each
+    images: tuple[str, ...]  # visualizations, one per repeat, relative to the run directory
+    fv_responses: tuple[float, ...]  # the unit's response to each visualization
+    path: tuple[LayerSimilarity, ...]  # shallow to deep, up to the unit's own layer
+    score: Estimate  # mean over resolvable layers of `normalised` clipped to [0, 1]
+    p_value: float  # conformal; NaN if the group is too small
+    p_attainable: float  # the smallest p-value that the group's size allows
+    natural_median: float  # of the unit's response, one value a photograph
+    natural_max: float
+    quantile: Estimate  # share of photographs that drive the unit less than the weakest FV
+    margin: Estimate  # FV response above the natural median, in natural MADs
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerResult:
+    """The path of all audited units of one layer, aggregated before dividing."""
+
+    layer: str  # whose units
+    units: int
+    path: tuple[LayerSimilarity, ...]  # bands are NaN here
+
+
+@dataclasses.dataclass(frozen=True)
+class Headline:
+    """The three numbers that matter, over all audited units."""
+
+    score: Estimate  # mean path score
+    distinguishable: Estimate  # share of FVs told apart from their natural group
+    margin: Estimate  # median FV response in natural MADs above the natural median

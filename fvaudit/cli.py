@@ -1,0 +1,254 @@
+"""The command line: verbs; the only place that prints and exits.
+
+Exit codes: 0 gates passed; 1 a gate failed; 2 usage or config error; 3 the audit could not be
+completed, or was inconclusive where a gate demands a conclusion; 4 not comparable (reserved).
+
+Nothing heavy is imported before a verb needs it, so `--help` answers at once.
+"""
+
+import contextlib
+import enum
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fvaudit.records import AuditError
+
+
+if TYPE_CHECKING:
+    from fvaudit.run import Event
+    from fvaudit.store import Run
+
+
+class ExitCode(enum.IntEnum):
+    """What a pipeline reads."""
+
+    PASSED = 0
+    GATE_FAILED = 1
+    USAGE = 2
+    INCOMPLETE = 3
+    NOT_COMPARABLE = 4
+
+
+app = typer.Typer(
+    name="fvaudit",
+    help="Audits feature visualizations: how far can each be believed, with statistics.",
+    epilog="Exit codes: 0 gates passed, 1 a gate failed, 2 usage or config error, 3 incomplete or "
+    "inconclusive where a conclusion was demanded, 4 not comparable.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+ConfigArgument = Annotated[str, typer.Argument(help="a YAML file, or a preset such as quickstart")]
+Out = Annotated[pathlib.Path, typer.Option("--out", "-o", help="the run directory")]
+Folder = Annotated[pathlib.Path, typer.Argument(help="a run directory")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="change a key: engine.steps=64", metavar="A.B=C")
+]
+ModelName = Annotated[str, typer.Option("--model", help="name of a model of the zoo")]
+
+
+@app.command("run")
+def run_command(
+    config: ConfigArgument,
+    out: Out,
+    set_: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the cost and stop")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="drop earlier results in --out")] = False,
+    only_compute: Annotated[
+        bool, typer.Option("--no-report", help="do not render the report")
+    ] = False,
+) -> None:
+    """Compute an audit, judge it against its gates, and render its report.
+
+    The same command finishes an audit that was interrupted, and does nothing new when it is done.
+    """
+    from fvaudit.config import load_config
+
+    loaded = load_config(config, set_ or [])
+    if dry_run:
+        _print_forecast(loaded)
+        return
+    from fvaudit.run import audit
+
+    with _progress() as listener:
+        run = audit(loaded, out, fresh=fresh, listener=listener)
+    if not only_compute:
+        _render(out)
+    _finish(run, loaded)
+
+
+@app.command("check")
+def check_command(
+    folder: Folder,
+    config: Annotated[
+        str | None, typer.Option("--config", help="judge by this config's gates instead")
+    ] = None,
+    set_: Overrides = None,
+) -> None:
+    """Judge a run directory against gates, without computing anything again."""
+    from fvaudit import store
+    from fvaudit.run import check
+
+    gates_of = _config_of(folder, config, set_)
+    check(folder, gates_of.gates)
+    _finish(store.read_run(folder), gates_of)
+
+
+@app.command("report")
+def report_command(folder: Folder) -> None:
+    """Render report.html, summary.md and figures of a run directory."""
+    print(f"report: {_render(folder)}")
+
+
+@app.command("list")
+def list_command(model: ModelName = "efficientnet_lite0") -> None:
+    """Print a model's layers with their shapes; * marks the trunk that paths are compared along."""
+    from fvaudit.models.zoo import load_model
+
+    loaded = load_model(model)
+    print(f"{loaded.name}: {len(loaded.layers)} layers; weights: {loaded.source}")
+    print("  layer                 rows x columns x channels")
+    for layer, shape in loaded.shapes.items():
+        mark = "*" if layer in loaded.trunk else " "
+        print(f"{mark} {layer:<22}{' x '.join(map(str, shape))}")
+
+
+@app.command("schema")
+def schema_command() -> None:
+    """Print the JSON Schema of a config."""
+    from fvaudit.config import schema
+
+    print(schema())
+
+
+@app.command("init")
+def init_command(
+    path: Annotated[pathlib.Path, typer.Argument(help="the file to write")] = pathlib.Path(
+        "audit.yaml"
+    ),
+    preset: Annotated[str, typer.Option(help="which preset to start from")] = "quickstart",
+) -> None:
+    """Write a commented config to start from."""
+    from fvaudit.config import presets
+
+    known = presets()
+    if preset not in known:
+        raise AuditError(f"There is no preset {preset!r}. Known: {', '.join(known)}.")
+    if path.exists():
+        raise AuditError(f"{path} exists already; give another name.")
+    path.write_text(known[preset].read_text())
+    print(f"wrote {path}; next: fvaudit run {path} --out runs/{path.stem}")
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one clear text and exit code 2, never a traceback."""
+    try:
+        app(standalone_mode=False)
+    except AuditError as error:
+        print(f"fvaudit: {error}", file=sys.stderr)
+        sys.exit(ExitCode.USAGE)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        print("fvaudit: stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(ExitCode.INCOMPLETE)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # not one of click's own usage errors
+            raise
+        print(f"fvaudit: {error.format_message()}", file=sys.stderr)  # pyright: ignore
+        sys.exit(ExitCode.USAGE)
+
+
+def _finish(run: "Run", config: Any) -> None:
+    from fvaudit.run import exit_code
+
+    code = ExitCode(exit_code(run, config.gates))
+    _print_summary(run, code)
+    raise typer.Exit(code)
+
+
+def _config_of(folder: pathlib.Path, config: str | None, overrides: list[str] | None) -> Any:
+    from fvaudit.config import load_config
+    from fvaudit.store import read_run
+
+    read_run(folder)  # says so if the folder holds no run
+    return load_config(config or folder / "config.resolved.yaml", overrides or [])
+
+
+def _render(folder: pathlib.Path) -> pathlib.Path:
+    from fvaudit.report import render
+
+    return render(folder)
+
+
+def _print_summary(run: "Run", code: ExitCode) -> None:
+    from fvaudit.report.text import summary_lines
+
+    for line in summary_lines(run):
+        print(line)
+    report = run.folder / "report.html"
+    if report.exists():
+        print(f"report: {report}")
+    meaning = {
+        ExitCode.PASSED: "no gate failed",
+        ExitCode.GATE_FAILED: "a gate failed",
+        ExitCode.INCOMPLETE: "incomplete, or inconclusive where a gate demands a conclusion",
+    }
+    print(f"exit code {int(code)}: {meaning[code]}")
+
+
+def _print_forecast(config: Any) -> None:
+    from fvaudit.plan import forecast
+
+    cost = forecast(config)
+    print(f"units      {len(cost.units)}: {', '.join(cost.units)}")
+    print(f"images     {cost.images} visualizations of {config.engine.steps} steps each")
+    print(f"natural    {cost.natural_images} images of {cost.photographs} photographs")
+    print(f"compiles   {cost.compiles} programs")
+    print(f"memory     about {cost.memory / 2**30:.1f} GiB at the peak")
+    print(f"time       about {_minutes(cost.seconds)} on this machine")
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[["Event"], None]]:
+    """Bars on a terminal, plain lines otherwise."""
+    if not sys.stdout.isatty():
+        yield _plain_lines()
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, Remaining(), TextColumn("{task.fields[text]}")) as progress:
+        tasks: dict[str, Any] = {}
+
+        def show(event: "Event") -> None:
+            if event.stage not in tasks:
+                tasks[event.stage] = progress.add_task(event.stage, total=event.total, text="")
+            progress.update(tasks[event.stage], completed=event.done, text=event.text)
+
+        yield show
+
+
+def _plain_lines() -> Callable[["Event"], None]:
+    """One line per tenth of a stage."""
+    printed: dict[str, int] = {}
+
+    def show(event: "Event") -> None:
+        tenth = 10 * event.done // max(event.total, 1)
+        if printed.get(event.stage) != tenth:
+            printed[event.stage] = tenth
+            text = f" {event.text}" if event.text else ""
+            print(f"{event.stage} {event.done}/{event.total}{text}", flush=True)
+
+    return show

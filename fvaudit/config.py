@@ -1,0 +1,301 @@
+"""The config schema: YAML in, frozen pydantic models out.
+
+Unknown keys are refused with the nearest known one; nothing in a config is executed. Presets are
+plain configs that ship with the package.
+"""
+
+import difflib
+import importlib.resources
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+
+from fvaudit.records import AuditError
+
+
+class _Section(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+Share = Annotated[float, pydantic.Field(gt=0, lt=1)]
+Count = Annotated[int, pydantic.Field(ge=1)]
+
+
+class Images(_Section):
+    """Natural images."""
+
+    source: str = pydantic.Field(
+        description="folder, zip, .npz, or 'samples'; relative to the config file"
+    )
+    crops: Count = pydantic.Field(1, description="crops per photograph, the centre crop first")
+    limit: Count | None = pydantic.Field(None, description="use at most this many photographs")
+    on_bad: Literal["skip", "refuse"] = pydantic.Field(
+        "skip", description="what to do with an image that cannot be used"
+    )
+    classes: str | None = pydantic.Field(
+        None, description="TSV (index, wnid, name) for class folders, if the model has none"
+    )
+
+
+class Units(_Section):
+    """Which units of one layer."""
+
+    layer: str
+    count: Count | None = pydantic.Field(None, description="so many, drawn by the seed")
+    channels: list[Annotated[int, pydantic.Field(ge=0)]] | Literal["labelled"] | None = (
+        pydantic.Field(
+            None, description="these; or 'labelled': the classes that the images' labels name"
+        )
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _names_units(self) -> "Units":
+        if self.count is None and self.channels is None:
+            raise ValueError("say which units: count, channels, or both")
+        if isinstance(self.channels, list) and len(set(self.channels)) != len(self.channels):
+            raise ValueError("channels holds a channel twice")
+        return self
+
+
+class Engine(_Section):
+    """How visualizations are made."""
+
+    parameterization: Literal["fourier", "pixels"] = "fourier"
+    transforms: Literal["standard", "none"] = "standard"
+    steps: Count = pydantic.Field(512, description="Adam updates per image")
+    learning_rate: float = pydantic.Field(0.05, gt=0, description="of Adam")
+    repeats: Count = pydantic.Field(2, description="independent images per unit")
+    shots: Count = pydantic.Field(6, description="images kept of each trajectory")
+    lanes: Count = pydantic.Field(1, description="images per device and program; 1 on CPU")
+
+
+class Evidence(_Section):
+    """How visualizations are compared with natural images."""
+
+    metric: Literal["spearman", "pearson", "cosine"] = "spearman"
+    variant: Literal["spatial", "pooled"] = "spatial"
+    layers: list[str] | None = pydantic.Field(
+        None, description="layers of the path; the model's trunk unless given"
+    )
+    group: int = pydantic.Field(20, ge=2, description="photographs in a unit's natural group")
+    max_features: int = pydantic.Field(
+        32768, ge=16, le=2**24, description="features compared per layer, a seeded subset above it"
+    )
+    replicates: int = pydantic.Field(1000, ge=100, description="bootstrap replicates")
+    level: Share = pydantic.Field(0.95, description="confidence level of every interval")
+
+
+class Gate(_Section):
+    """What every gate has."""
+
+    severity: Literal["fail", "warn"] = pydantic.Field(
+        "fail", description="what a claim that does not hold becomes"
+    )
+    conclusive: bool = pydantic.Field(
+        False, description="whether an inconclusive verdict stops the pipeline (exit code 3)"
+    )
+
+
+class SamePath(Gate):
+    """The FV is processed along the path of the natural images it is said to explain."""
+
+    min_score: Share = pydantic.Field(0.5, description="path score that the FV must reach")
+
+
+class NotDistinguishable(Gate):
+    """The FV's path cannot be told from a natural image's."""
+
+    fdr: Share = pydantic.Field(0.05, description="false discovery rate over all units")
+
+
+class DrivesUnit(Gate):
+    """The FV drives its unit more strongly than natural photographs do."""
+
+    min_quantile: Share = pydantic.Field(
+        0.75, description="share of photographs that must drive the unit less than the FV"
+    )
+
+
+class Gates(_Section):
+    """Which claims are judged, and how strictly; null leaves one out."""
+
+    same_path: SamePath | None = SamePath()
+    not_distinguishable: NotDistinguishable | None = NotDistinguishable()
+    drives_unit: DrivesUnit | None = DrivesUnit()
+
+
+class Config(_Section):
+    """An audit."""
+
+    version: Literal[1] = 1
+    model: str = pydantic.Field(description="name of a model of the zoo")
+    images: Images
+    units: list[Units] = pydantic.Field(min_length=1)
+    engine: Engine = Engine()
+    evidence: Evidence = Evidence()
+    gates: Gates = Gates()
+    seed: int = pydantic.Field(0, ge=0, lt=2**31)
+
+    @pydantic.model_validator(mode="after")
+    def _layers_once(self) -> "Config":
+        layers = [units.layer for units in self.units]
+        if len(set(layers)) != len(layers):
+            raise ValueError("units names a layer twice; merge the two entries")
+        return self
+
+
+def load_config(source: str | pathlib.Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a config file or a preset and applies `a.b=c` overrides.
+
+    Args:
+        source: path of a YAML file, or a preset's name.
+        overrides: dotted keys; list entries by number, as in `units.0.count=4`; values are YAML.
+
+    Raises:
+        AuditError: if there is no such file, it is not YAML, or a key or value is not allowed.
+    """
+    path = pathlib.Path(source)
+    known = presets()
+    if path.suffix not in (".yaml", ".yml", ".json") and str(source) in known:
+        text, folder = known[str(source)].read_text(), pathlib.Path()
+    else:
+        text, folder = _read(path, known), path.parent
+    data = _parse(text, str(source))
+    for override in overrides:
+        _override(data, override)
+    return _resolved(validate(data, str(source)), folder)
+
+
+def presets() -> dict[str, Any]:
+    """Names of the packaged configs and where they are."""
+    folder = importlib.resources.files("fvaudit") / "presets"
+    files = sorted(folder.iterdir(), key=lambda f: f.name)
+    return {f.name.removesuffix(".yaml"): f for f in files if f.name.endswith(".yaml")}
+
+
+def validate(data: Any, source: str) -> Config:
+    """Checks a config that was read already.
+
+    Raises:
+        AuditError: with one line per problem; an unknown key is named with the nearest known one.
+    """
+    try:
+        return Config.model_validate(data)
+    except pydantic.ValidationError as error:
+        problems = "\n".join(f"  {_problem(e)}" for e in error.errors())
+        raise AuditError(
+            f"{source} is not a valid config:\n{problems}\n`fvaudit schema` prints all keys."
+        ) from None
+
+
+def schema() -> str:
+    """The JSON Schema of a config, for editors."""
+    return json.dumps(Config.model_json_schema(), indent=2)
+
+
+def dump(config: Config) -> str:
+    """A config as YAML, with every default written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _read(path: pathlib.Path, known: dict[str, Any]) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise AuditError(
+            f"There is no config file {path}. Give a YAML file or one of the presets: "
+            f"{', '.join(known)}. `fvaudit init` writes a commented one to start from."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise AuditError(f"The config file {path} cannot be read: {error}.") from None
+
+
+def _parse(text: str, source: str) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise AuditError(f"{source} is not valid YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise AuditError(
+            f"{source} must hold keys and values (model: ..., images: ...), got "
+            f"{type(data).__name__}."
+        )
+    return data
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise AuditError(f"--set takes key=value, for example engine.steps=64; got {text!r}.")
+    *parents, last = key.split(".")
+    node: Any = data
+    for part in parents:
+        node = _child(node, part, text)
+    _assign(node, last, _parse(f"value: {value}", text)["value"], text)
+
+
+def _child(node: Any, part: str, text: str) -> Any:
+    if isinstance(node, list):
+        return node[_position(node, part, text)]
+    if not isinstance(node.get(part), dict | list):
+        node[part] = {}
+    return node[part]
+
+
+def _assign(node: Any, part: str, value: Any, text: str) -> None:
+    if isinstance(node, list):
+        node[_position(node, part, text)] = value
+    else:
+        node[part] = value
+
+
+def _position(node: list[Any], part: str, text: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise AuditError(
+            f"--set {text}: {part!r} does not number an entry of a list of {len(node)}; "
+            f"entries are 0 to {len(node) - 1}."
+        )
+    return int(part)
+
+
+def _problem(error: Any) -> str:
+    where = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(error["loc"][-1]), _keys_beside(error["loc"]), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"{where}: there is no such key{hint}"
+    got = "" if error["type"] == "missing" else f", got {error['input']!r}"
+    return f"{where or 'config'}: {error['msg'].removeprefix('Value error, ')}{got}"
+
+
+def _keys_beside(location: tuple[Any, ...]) -> list[str]:
+    """The keys that are allowed where an unknown one stood."""
+    section: Any = Config
+    for part in location[:-1]:
+        if isinstance(part, str) and part in section.model_fields:
+            section = _section_of(section.model_fields[part].annotation) or section
+    return list(section.model_fields)
+
+
+def _section_of(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, _Section):
+        return annotation
+    inner = [_section_of(a) for a in getattr(annotation, "__args__", ())]
+    return next((s for s in inner if s is not None), None)
+
+
+def _resolved(config: Config, folder: pathlib.Path) -> Config:
+    """Paths in a config count from its own folder."""
+    images = config.images
+
+    def whole(path: str) -> str:
+        return str((folder / path).resolve())
+
+    source = images.source if images.source == "samples" else whole(images.source)
+    classes = None if images.classes is None else whole(images.classes)
+    update = images.model_copy(update={"source": source, "classes": classes})
+    return config.model_copy(update={"images": update})

@@ -1,0 +1,543 @@
+"""`audit(config, out)`: config in, run directory out; resumable; emits events, prints nothing.
+
+Order of work: natural images through the model once; visualizations unit by unit; evidence unit
+by unit, one line of results.jsonl each; then what is derived from all units. Every step depends on
+the config, the model and the data alone, so a run that was killed and finished has the same bytes
+as an unbroken one.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import pathlib
+import platform
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+import fvaudit
+from fvaudit import checks, store
+from fvaudit.config import Config, Gates, Units, dump, load_config
+from fvaudit.data import load_images
+from fvaudit.evidence import summary
+from fvaudit.evidence.activations import Features, collect
+from fvaudit.evidence.units import Natural, measure
+from fvaudit.models.classes import load_classes
+from fvaudit.models.model import Model
+from fvaudit.models.zoo import load_model
+from fvaudit.optvis import devices, objectives, params, transforms
+from fvaudit.optvis.optimize import Ascent
+from fvaudit.optvis.visualize import Job, Recipe, render
+from fvaudit.records import AuditError, ImageSet, Status, Unit, UnitResult, Verdict
+
+
+class Event(NamedTuple):
+    """Something that a progress display may show."""
+
+    stage: str  # "load", "natural", "visualize", "evidence", "derive"
+    done: int
+    total: int
+    text: str = ""
+
+
+Listener = Callable[[Event], None]
+
+
+class Plan(NamedTuple):
+    """What an audit will do."""
+
+    units: tuple[Unit, ...]
+    layers: tuple[str, ...]  # every layer that some path crosses
+    recipe: Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """What a dry run prints."""
+
+    units: tuple[str, ...]
+    images: int  # visualizations
+    compiles: int  # programs to compile, natural and evidence passes included
+    photographs: int
+    natural_images: int
+    seconds: float  # wall time, from one short timed run on this machine
+    memory: int  # bytes at the peak, estimated
+
+
+def audit(
+    config: Config | str | pathlib.Path,
+    out: str | pathlib.Path,
+    *,
+    overrides: Sequence[str] = (),
+    fresh: bool = False,
+    listener: Listener = lambda event: None,
+) -> store.Run:
+    """Computes an audit, or what is missing of one, and judges it against its gates.
+
+    Args:
+        config: a config, the path of one, or a preset's name.
+        out: the run directory.
+        overrides: `a.b=c` changes of the config.
+        fresh: drop what the directory holds of an earlier run.
+        listener: is called with every event.
+
+    Returns:
+        The run, complete, with verdicts.
+
+    Raises:
+        AuditError: if the config, model or data cannot be used, or the directory holds another
+            audit.
+    """
+    if not isinstance(config, Config):
+        config = load_config(config, overrides)
+    folder = pathlib.Path(out)
+    devices.claim_cores()
+    listener(Event("load", 0, 1, config.model))
+    model = load_model(config.model)
+    images = natural_images(config, model)
+    plan = make_plan(config, model, images)
+    _open(folder, config, model, images, plan, fresh)
+    _log(folder, f"started: {len(plan.units)} units, {images.photographs} photographs")
+    _visualize(folder, config, model, plan, listener)
+    _measure(folder, config, model, images, plan, listener)
+    _derive(folder, config, listener)
+    check(folder, config.gates)
+    _log(folder, "complete")
+    return store.read_run(folder)
+
+
+def check(folder: str | pathlib.Path, gates: Gates) -> tuple[Verdict, ...]:
+    """Judges a run directory against gates and writes verdicts.json; nothing is recomputed.
+
+    Raises:
+        AuditError: if the folder holds no run.
+    """
+    run = store.read_run(folder)
+    verdicts = tuple(v for claim in claims(gates) for v in claim.judge(run.units))
+    store.write_json(run.folder / "verdicts.json", verdicts)
+    return verdicts
+
+
+def claims(gates: Gates) -> list[checks.Check]:
+    """The checks that a config's gates ask for."""
+    table = {
+        "same_path": checks.same_path,
+        "not_distinguishable": checks.not_distinguishable,
+        "drives_unit": checks.drives_unit,
+    }
+    found = []
+    for name, factory in table.items():
+        gate = getattr(gates, name)
+        if gate is None:
+            continue
+        settings = gate.model_dump(exclude={"severity", "conclusive"})
+        severity = Status.WARN if gate.severity == "warn" else Status.FAIL
+        claim = factory(**settings, severity=severity)
+        found.append(dataclasses.replace(claim, conclusive=gate.conclusive))
+    return found
+
+
+def exit_code(run: store.Run, gates: Gates) -> int:
+    """0 gates passed; 1 a gate failed; 3 incomplete, or inconclusive where that is not allowed."""
+    statuses = {v.status for v in run.verdicts}
+    demanding = {claim.text for claim in claims(gates) if claim.conclusive}
+    undecided = any(
+        v.status is Status.INCONCLUSIVE and v.check in demanding for v in run.verdicts
+    )
+    if Status.FAIL in statuses:
+        return 1
+    if not run.complete or undecided or Status.ERROR in statuses:
+        return 3
+    return 0
+
+
+def natural_images(config: Config, model: Model) -> ImageSet:
+    """The images that the config names, at the model's input size."""
+    spec = config.images
+    classes = load_classes(spec.classes) if spec.classes else None
+    return load_images(
+        spec.source,
+        model,
+        limit=spec.limit,
+        crops=spec.crops,
+        on_bad=spec.on_bad,
+        classes=classes,
+        seed=config.seed,
+    )
+
+
+def make_plan(config: Config, model: Model, images: ImageSet) -> Plan:
+    """Units, layers and recipe of an audit.
+
+    Raises:
+        AuditError: for units that the model or the labels do not have.
+    """
+    units = tuple(u for entry in config.units for u in _units(entry, model, images, config.seed))
+    wanted = {layer for unit in units for layer in path_layers(config, model, unit.layer)}
+    layers = tuple(layer for layer in model.layers if layer in wanted)
+    engine = config.engine
+    recipe = Recipe(
+        {"fourier": params.fourier, "pixels": params.pixels}[engine.parameterization](),
+        {"standard": transforms.standard, "none": transforms.none}[engine.transforms](),
+        engine.steps,
+        engine.learning_rate,
+        _shot_steps(engine.steps, engine.shots),
+        engine.lanes,
+    )
+    return Plan(units, layers, recipe)
+
+
+def path_layers(config: Config, model: Model, layer: str) -> tuple[str, ...]:
+    """The layers along which units of `layer` are compared, shallow to deep."""
+    chosen = config.evidence.layers
+    if chosen is None:
+        return model.path_to(layer)
+    for name in chosen:
+        model.require_layer(name)
+    order = {name: i for i, name in enumerate(model.layers)}
+    return tuple(n for n in model.layers if n in {*chosen, layer} and order[n] <= order[layer])
+
+
+def forecast(config: Config, *, probe_steps: int = 8) -> Forecast:
+    """What the audit will cost, from a short timed run of its first layer's program."""
+    devices.claim_cores()
+    model = load_model(config.model)
+    images = natural_images(config, model)
+    plan = make_plan(config, model, images)
+    engine = config.engine
+    count = len(plan.units) * engine.repeats
+    probe = dataclasses.replace(plan.recipe, steps=probe_steps, shot_steps=())
+    last = [u for u in plan.units if u.layer == plan.units[-1].layer]
+    jobs = [Job(objectives.of_unit(u), r) for u in last for r in range(2)]
+    jobs = jobs[: jax.local_device_count() * engine.lanes]
+    compile_seconds, run_seconds = (_timed(model, jobs, probe, config.seed) for _ in range(2))
+    per_image = run_seconds / probe_steps * engine.steps / len(jobs)
+    layers = len({u.layer for u in plan.units})
+    vectors = sum(_vector_bytes(model, layer, config) for layer in plan.layers)
+    return Forecast(
+        units=tuple(map(str, plan.units)),
+        images=count,
+        compiles=layers + 2,
+        photographs=images.photographs,
+        natural_images=len(images.ids),
+        seconds=layers * compile_seconds + count * per_image + 0.05 * len(images.ids) + 10,
+        memory=int(0.8e9 + 2.2 * len(images.ids) * (vectors + images.pixels[0].nbytes)),
+    )
+
+
+def _timed(model, jobs, recipe, seed) -> float:
+    start = time.perf_counter()
+    list(render(model, jobs, recipe, seed))
+    return time.perf_counter() - start
+
+
+def _vector_bytes(model, layer, config) -> int:
+    return 4 * min(int(np.prod(model.shapes[layer])), config.evidence.max_features)
+
+
+def _units(entry: Units, model: Model, images: ImageSet, seed: int) -> list[Unit]:
+    model.require_layer(entry.layer)
+    pool = _pool(entry, model, images)
+    if entry.count is not None and entry.count > len(pool):
+        raise AuditError(
+            f"units of {entry.layer}: count is {entry.count}, but there are only {len(pool)} "
+            "channels to draw from."
+        )
+    if entry.count is not None:
+        stream = hashlib.sha256(entry.layer.encode()).digest()[:4]
+        rng = np.random.default_rng([seed, int.from_bytes(stream, "little")])
+        pool = sorted(rng.choice(pool, entry.count, replace=False).tolist())
+    units = [Unit(entry.layer, channel) for channel in pool]
+    for unit in units:
+        model.require_unit(unit)
+    return units
+
+
+def _pool(entry: Units, model: Model, images: ImageSet) -> list[int]:
+    if isinstance(entry.channels, list):
+        return entry.channels
+    if entry.channels is None:
+        return list(range(model.shapes[entry.layer][-1]))
+    if entry.layer != "logits" or images.labels is None:
+        raise AuditError(
+            f"units of {entry.layer}: channels 'labelled' needs layer 'logits' and images with "
+            "labels (class folders, or an .npz with labels)."
+        )
+    return sorted({int(label) for label in images.labels if label >= 0})
+
+
+def _shot_steps(steps: int, shots: int) -> tuple[int, ...]:
+    """Powers of two apart, ending at the last step: early steps change the picture most."""
+    wanted = {round(steps / 2**i) for i in range(shots - 1)} | {0}
+    return tuple(sorted(wanted))
+
+
+def _open(folder, config, model, images, plan, fresh) -> None:
+    """Starts a run directory, or continues the same audit in it."""
+    manifest = {
+        "schema": store.SCHEMA,
+        "status": "started",
+        "fvaudit": fvaudit.__version__,
+        "model": model.fingerprint(),
+        "data": _data_hash(images),
+        "config": hashlib.sha256(dump(_computed(config)).encode()).hexdigest(),
+        "environment": environment(),
+        "units": len(plan.units),
+        "images": len(plan.units) * config.engine.repeats,
+    }
+    found = store.read_manifest(folder)
+    if found is not None and not fresh:
+        _require_same(folder, found, manifest)
+        store.drop_partial_line(folder)
+    elif folder.exists() and any(folder.iterdir()) and found is None and not _only_parts(folder):
+        raise AuditError(
+            f"{folder} holds files that are not an audit's. Give --out a new or empty folder."
+        )
+    else:
+        _clear(folder)
+    _describe(folder, config, model, images)
+    done = found is not None and not fresh and found["status"] == "complete"
+    store.write_json(
+        folder / "manifest.json", {**manifest, "status": "complete" if done else "started"}
+    )
+
+
+def _computed(config: Config) -> Config:
+    """The part of a config that results depend on: not the gates."""
+    return config.model_copy(update={"gates": Gates()})
+
+
+def _require_same(folder, found, wanted) -> None:
+    names = ("config", "model", "data", "environment", "fvaudit")
+    changed = [name for name in names if found.get(name) != wanted[name]]
+    if changed:
+        raise AuditError(
+            f"{folder} holds an audit with another {', '.join(changed)}. Its results cannot be "
+            "mixed with new ones: give --out another folder, or --fresh to start over here."
+        )
+
+
+def _only_parts(folder: pathlib.Path) -> bool:
+    return all(path.name.endswith(".part") or path.name == "log.txt" for path in folder.iterdir())
+
+
+def _clear(folder: pathlib.Path) -> None:
+    """Removes what an earlier audit wrote, and nothing else."""
+    for name in ("manifest.json", "results.jsonl", "summary.json", "verdicts.json", "data.json",
+                 "report.html", "summary.md", "units.parquet", "layers.parquet",
+                 "config.resolved.yaml", "env.json", "model.json", "log.txt"):  # fmt: skip
+        (folder / name).unlink(missing_ok=True)
+    for name in ("images", "exemplars", "figures"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _describe(folder, config, model, images) -> None:
+    store.write_text(folder / "config.resolved.yaml", dump(config))
+    store.write_json(folder / "env.json", environment())
+    store.write_json(
+        folder / "model.json",
+        {
+            "name": model.name,
+            "source": model.source,
+            "fingerprint": model.fingerprint(),
+            "input": dataclasses.asdict(model.input),
+            "layers": model.shapes,
+        },
+    )
+    store.write_json(
+        folder / "data.json",
+        {
+            "source": config.images.source,
+            "photographs": images.photographs,
+            "images": len(images.ids),
+            "labelled": images.labels is not None,
+            "skipped": images.skipped,
+        },
+    )
+
+
+def environment() -> dict[str, Any]:
+    """Versions and devices that results may depend on."""
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "jax": jax.__version__,
+        "numpy": np.__version__,
+        "devices": [f"{d.platform}:{d.device_kind}" for d in jax.local_devices()],
+    }
+
+
+def _data_hash(images: ImageSet) -> str:
+    digest = hashlib.sha256(json.dumps(images.ids).encode())
+    digest.update(np.ascontiguousarray(images.pixels).tobytes())
+    digest.update(b"" if images.labels is None else images.labels.tobytes())
+    digest.update(images.group.tobytes())
+    return digest.hexdigest()
+
+
+def _image_name(unit: str, repeat: int) -> str:
+    layer, channel = unit.split(":")
+    return f"images/{layer}/{channel}-{repeat}.png"
+
+
+def _visualize(folder, config, model, plan, listener) -> None:
+    """Makes the images that are missing."""
+    jobs = [
+        Job(objectives.of_unit(unit), repeat)
+        for unit in plan.units
+        for repeat in range(config.engine.repeats)
+    ]
+    missing = [j for j in jobs if not (folder / _image_name(str(j.objective), j.repeat)).exists()]
+    done = len(jobs) - len(missing)
+    listener(Event("visualize", done, len(jobs)))
+    for job, ascent in render(model, missing, plan.recipe, config.seed):
+        _save_image(folder, job, ascent, plan.recipe, config.seed, model)
+        done += 1
+        text = f"{job.objective} reached {ascent.activation:.2f}"
+        listener(Event("visualize", done, len(jobs), text))
+
+
+def _save_image(folder, job: Job, ascent: Ascent, recipe: Recipe, seed: int, model: Model) -> None:
+    """The picture as 8-bit PNG, which is what evidence is taken on and what people see."""
+    path = folder / _image_name(str(job.objective), job.repeat)
+    beside = io.BytesIO()
+    np.savez(beside, trace=ascent.trace, shots=_bytes(ascent.shots), steps=recipe.shot_steps)
+    store.write_bytes(path.with_suffix(".npz"), beside.getvalue())
+    chunks = PngImagePlugin.PngInfo()
+    for key, value in provenance(job, ascent, recipe, seed, model).items():
+        chunks.add_text(f"fvaudit:{key}", str(value))
+    store.write_bytes(path, png(ascent.image, chunks))
+
+
+def provenance(
+    job: Job, ascent: Ascent, recipe: Recipe, seed: int, model: Model
+) -> Mapping[str, Any]:
+    """Everything needed to make a picture again."""
+    return {
+        "version": fvaudit.__version__,
+        "model": model.name,
+        "model_sha256": model.fingerprint(),
+        "objective": str(job.objective),
+        "repeat": job.repeat,
+        "seed": seed,
+        **recipe.settings(),
+        "activation": f"{ascent.activation:.6g}",
+        **{k: v for k, v in environment().items() if k in ("jax", "numpy", "platform")},
+    }
+
+
+def png(image: np.ndarray, chunks: PngImagePlugin.PngInfo | None = None) -> bytes:
+    """An image in [0, 1], shape (h, w, 3), as a PNG file's bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(_bytes(image)).save(buffer, "PNG", pnginfo=chunks)
+    return buffer.getvalue()
+
+
+def _bytes(image: np.ndarray) -> np.ndarray:
+    return np.round(np.asarray(image) * 255).astype(np.uint8)
+
+
+def _read_images(folder: pathlib.Path, names: Sequence[str]) -> np.ndarray:
+    pictures = []
+    for name in names:
+        with Image.open(folder / name) as file:
+            pictures.append(np.asarray(file.convert("RGB"), np.float32) / 255)
+    return np.stack(pictures)
+
+
+def _measure(folder, config, model, images, plan, listener) -> None:
+    """Adds the missing lines of results.jsonl, in the order of the plan."""
+    names = [str(unit) for unit in plan.units]
+    done = store.read_results(folder)
+    if [r.unit for r in done] != names[: len(done)]:
+        raise AuditError(
+            f"{folder / 'results.jsonl'} lists other units than the config. Use --fresh."
+        )
+    if len(done) == len(names):
+        return
+    listener(Event("natural", 0, len(images.ids)))
+    natural = Natural(images, _collect(model, images.pixels, plan.layers, config))
+    listener(Event("natural", len(images.ids), len(images.ids)))
+    for index in range(len(done), len(names)):
+        result = _measure_unit(folder, config, model, natural, plan, plan.units[index])
+        store.append_result(folder, result)
+        _save_exemplars(folder, images, result)
+        listener(Event("evidence", index + 1, len(names), f"{result.unit} path {result.score}"))
+
+
+def _measure_unit(folder, config, model, natural, plan, unit: Unit) -> UnitResult:
+    pictures = [_image_name(str(unit), r) for r in range(config.engine.repeats)]
+    fv = _collect(model, _read_images(folder, pictures), plan.layers, config, lanes=1)
+    stream = hashlib.sha256(str(unit).encode()).digest()[:4]
+    return measure(
+        unit,
+        model.label(unit),
+        natural,
+        fv,
+        path_layers(config, model, unit.layer),
+        images=tuple(pictures),
+        group_size=config.evidence.group,
+        level=config.evidence.level,
+        replicates=config.evidence.replicates,
+        rng=np.random.default_rng([config.seed, int.from_bytes(stream, "little")]),
+    )
+
+
+def _collect(model, pixels, layers, config, lanes: int = 8) -> Features:
+    evidence = config.evidence
+    return collect(
+        model,
+        pixels,
+        layers,
+        metric=evidence.metric,
+        variant=evidence.variant,
+        max_features=evidence.max_features,
+        seed=config.seed,
+        lanes=lanes,
+    )
+
+
+def _save_exemplars(folder, images: ImageSet, result: UnitResult) -> None:
+    index = {name: i for i, name in enumerate(images.ids)}
+    for image_id in result.exemplars:
+        path = folder / store.exemplar_name(image_id)
+        if not path.exists():
+            small = Image.fromarray(_bytes(images.pixels[index[image_id]])).resize((112, 112))
+            store.write_bytes(path, png(np.asarray(small, np.float32) / 255))
+
+
+def _derive(folder: pathlib.Path, config: Config, listener: Listener) -> None:
+    """Writes what follows from all units, and marks the run complete."""
+    listener(Event("derive", 0, 1))
+    results = store.read_results(folder)
+    rng = np.random.default_rng([config.seed, 0])
+    layers = summary.by_layer(results, config.evidence.level, config.evidence.replicates, rng)
+    gate = config.gates.not_distinguishable
+    headline = summary.headline(
+        results,
+        fdr=gate.fdr if gate else 0.05,
+        level=config.evidence.level,
+        replicates=config.evidence.replicates,
+        rng=rng,
+    )
+    store.write_json(folder / "summary.json", {"headline": headline, "layers": layers})
+    tables = summary.tables(results, layers)
+    for name, table in tables.items():
+        buffer = io.BytesIO()
+        table.to_parquet(buffer, index=False)
+        store.write_bytes(folder / f"{name}.parquet", buffer.getvalue())
+    manifest = store.read_manifest(folder) or {}
+    store.write_json(folder / "manifest.json", {**manifest, "status": "complete"})
+    listener(Event("derive", 1, 1))
+
+
+def _log(folder: pathlib.Path, text: str) -> None:
+    with open(folder / "log.txt", "a", encoding="utf-8") as file:
+        file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}\n")

@@ -1,0 +1,224 @@
+"""The run directory: the unit of resumption.
+
+    manifest.json          schema version, status, hashes of model, config and data, counts
+    config.resolved.yaml   every key, defaults included
+    env.json  model.json   versions and devices; layers, input spec, weight source
+    images/<layer>/<channel>-<repeat>.png   the audited picture, provenance in its text chunks
+                          .npz   activation trace and trajectory of the same picture
+    exemplars/<hash>.png   thumbnails of the natural images that the report shows
+    results.jsonl          append-only, one line per unit
+    summary.json  units.parquet  layers.parquet  figures/   derived, rebuilt from results.jsonl
+    verdicts.json  report.html  summary.md                  written by `check` and `report`
+    log.txt                what happened when: the only file that differs between equal runs
+
+Every file but the two append-only ones is written beside its place and moved there, so a file
+that exists is whole. Killed at any moment, the same command finishes what is missing.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import pathlib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fvaudit.records import AuditError, Headline, LayerResult, Status, UnitResult, Verdict
+
+
+SCHEMA = 1
+_RECORD = typing.TypeVar("_RECORD")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run directory, read."""
+
+    folder: pathlib.Path
+    manifest: dict[str, Any]
+    config: str  # YAML
+    environment: dict[str, Any]
+    model: dict[str, Any]
+    units: tuple[UnitResult, ...]
+    layers: tuple[LayerResult, ...]
+    headline: Headline | None  # None until the run is complete
+    data: dict[str, Any]  # about the natural images: photographs, crops, skipped, source
+    verdicts: tuple[Verdict, ...]  # empty until `check`
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything was computed."""
+        return self.manifest["status"] == "complete"
+
+
+def read_run(folder: str | os.PathLike[str]) -> Run:
+    """Reads a run directory, complete or not.
+
+    Raises:
+        AuditError: if the folder holds no run, or one of another schema version, or is damaged.
+    """
+    folder = pathlib.Path(folder)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise AuditError(
+            f"{folder} holds no audit (no manifest.json). `fvaudit run CONFIG --out {folder}` "
+            "makes one."
+        )
+    summary = _read_json(folder / "summary.json", {})
+    headline = summary.get("headline")
+    return Run(
+        folder=folder,
+        manifest=manifest,
+        config=_read_text(folder / "config.resolved.yaml"),
+        environment=_read_json(folder / "env.json", {}),
+        model=_read_json(folder / "model.json", {}),
+        units=tuple(read_results(folder)),
+        layers=tuple(revive(LayerResult, v) for v in summary.get("layers", ())),
+        headline=None if headline is None else revive(Headline, headline),
+        data=_read_json(folder / "data.json", {}),
+        verdicts=tuple(revive(Verdict, v) for v in _read_json(folder / "verdicts.json", ())),
+    )
+
+
+def read_manifest(folder: pathlib.Path) -> dict[str, Any] | None:
+    """The manifest, or None where there is no run yet.
+
+    Raises:
+        AuditError: if it was written by another schema version.
+    """
+    manifest = _read_json(folder / "manifest.json", None)
+    if manifest is not None and manifest.get("schema") != SCHEMA:
+        raise AuditError(
+            f"{folder} was written with run-directory schema {manifest.get('schema')}, this "
+            f"version reads {SCHEMA}. Run the audit again into another folder."
+        )
+    return manifest
+
+
+def exemplar_name(image_id: str) -> str:
+    """Where the thumbnail of a natural image lies in the run directory."""
+    return f"exemplars/{hashlib.sha256(image_id.encode()).hexdigest()[:16]}.png"
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes records, mappings or sequences; NaN becomes null."""
+    write_text(path, json.dumps(_plain(value), indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a text file in one step."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file in one step: beside its place, then moved."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            beside.unlink()
+
+
+def append_result(folder: pathlib.Path, result: UnitResult) -> None:
+    """Adds one line to results.jsonl and makes sure that it reaches the disk."""
+    line = json.dumps(_plain(result), allow_nan=False) + "\n"
+    with open(folder / "results.jsonl", "ab") as file:
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_results(folder: pathlib.Path) -> list[UnitResult]:
+    """The whole lines of results.jsonl; a last line that was cut off is left out.
+
+    Raises:
+        AuditError: if a line before the last is damaged.
+    """
+    lines, _ = _whole_lines(folder)
+    return [_result(folder, number, line) for number, line in enumerate(lines, 1)]
+
+
+def drop_partial_line(folder: pathlib.Path) -> None:
+    """Cuts off what a killed process left of a line, before the next one is appended."""
+    _, size = _whole_lines(folder)
+    path = folder / "results.jsonl"
+    if path.exists() and path.stat().st_size > size:
+        os.truncate(path, size)
+
+
+def _whole_lines(folder: pathlib.Path) -> tuple[list[bytes], int]:
+    path = folder / "results.jsonl"
+    content = path.read_bytes() if path.exists() else b""
+    end = content.rfind(b"\n") + 1
+    return content[:end].splitlines(), end
+
+
+def _result(folder: pathlib.Path, number: int, line: bytes) -> UnitResult:
+    try:
+        return revive(UnitResult, json.loads(line))
+    except (ValueError, KeyError, TypeError) as error:
+        raise AuditError(
+            f"{folder / 'results.jsonl'}, line {number} is damaged ({error}). Run the audit again "
+            "with --fresh."
+        ) from None
+
+
+def _plain(value: Any) -> Any:
+    """Records to JSON's types."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Status):
+        return value.name
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
+
+
+def revive(kind: type[_RECORD], value: Any) -> _RECORD:
+    """JSON's types back to records; null becomes NaN where a number belongs."""
+    return _revived(kind, value)
+
+
+def _revived(kind: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        hints = typing.get_type_hints(kind)
+        return kind(**{f.name: _revived(hints[f.name], value[f.name]) for f in dataclasses.fields(kind)})
+    if isinstance(kind, types.UnionType):
+        inner = [k for k in typing.get_args(kind) if k is not types.NoneType]
+        return None if value is None else _revived(inner[0], value)
+    if typing.get_origin(kind) is tuple:
+        return tuple(_revived(typing.get_args(kind)[0], v) for v in value)
+    if kind is Status:
+        return Status[value]
+    if kind is float:
+        return math.nan if value is None else float(value)
+    return value
+
+
+def _read_json(path: pathlib.Path, default: Any) -> Any:
+    if not path.exists():
+        return default
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise AuditError(
+            f"{path} is damaged ({error}). Run the audit again with --fresh."
+        ) from None
+
+
+def _read_text(path: pathlib.Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
