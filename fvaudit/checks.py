@@ -49,8 +49,7 @@ def not_distinguishable(fdr: float = 0.05, severity: Status = Status.FAIL) -> Ch
     def judge(results: Sequence[UnitResult]) -> tuple[Verdict, ...]:
         q = benjamini_hochberg(np.array([r.p_value for r in results], float))
         return tuple(
-            _test_verdict(text, r, float(v), fdr, severity)
-            for r, v in zip(results, q, strict=True)
+            _test_verdict(text, r, float(v), fdr, severity) for r, v in zip(results, q, strict=True)
         )
 
     return Check(text, "the FV's path cannot be told from a natural image's", judge)

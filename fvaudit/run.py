@@ -23,17 +23,17 @@ from PIL import Image, PngImagePlugin
 
 import fvaudit
 from fvaudit import checks, store
-from fvaudit.config import Config, Gates, Units, dump, load_config
-from fvaudit.data import load_images
+from fvaudit.config import Config, Gates, dump, load_config
 from fvaudit.evidence import summary
 from fvaudit.evidence.activations import Features, collect
 from fvaudit.evidence.units import Natural, measure
-from fvaudit.models.classes import load_classes
+from fvaudit.models import devices
 from fvaudit.models.model import Model
 from fvaudit.models.zoo import load_model
-from fvaudit.optvis import devices, objectives, params, transforms
+from fvaudit.optvis import objectives
 from fvaudit.optvis.optimize import Ascent
 from fvaudit.optvis.visualize import Job, Recipe, render
+from fvaudit.plan import make_plan, natural_images, path_layers
 from fvaudit.records import AuditError, ImageSet, Status, Unit, UnitResult, Verdict
 
 
@@ -47,27 +47,6 @@ class Event(NamedTuple):
 
 
 Listener = Callable[[Event], None]
-
-
-class Plan(NamedTuple):
-    """What an audit will do."""
-
-    units: tuple[Unit, ...]
-    layers: tuple[str, ...]  # every layer that some path crosses
-    recipe: Recipe
-
-
-@dataclasses.dataclass(frozen=True)
-class Forecast:
-    """What a dry run prints."""
-
-    units: tuple[str, ...]
-    images: int  # visualizations
-    compiles: int  # programs to compile, natural and evidence passes included
-    photographs: int
-    natural_images: int
-    seconds: float  # wall time, from one short timed run on this machine
-    memory: int  # bytes at the peak, estimated
 
 
 def audit(
@@ -147,135 +126,12 @@ def exit_code(run: store.Run, gates: Gates) -> int:
     """0 gates passed; 1 a gate failed; 3 incomplete, or inconclusive where that is not allowed."""
     statuses = {v.status for v in run.verdicts}
     demanding = {claim.text for claim in claims(gates) if claim.conclusive}
-    undecided = any(
-        v.status is Status.INCONCLUSIVE and v.check in demanding for v in run.verdicts
-    )
+    undecided = any(v.status is Status.INCONCLUSIVE and v.check in demanding for v in run.verdicts)
     if Status.FAIL in statuses:
         return 1
     if not run.complete or undecided or Status.ERROR in statuses:
         return 3
     return 0
-
-
-def natural_images(config: Config, model: Model) -> ImageSet:
-    """The images that the config names, at the model's input size."""
-    spec = config.images
-    classes = load_classes(spec.classes) if spec.classes else None
-    return load_images(
-        spec.source,
-        model,
-        limit=spec.limit,
-        crops=spec.crops,
-        on_bad=spec.on_bad,
-        classes=classes,
-        seed=config.seed,
-    )
-
-
-def make_plan(config: Config, model: Model, images: ImageSet) -> Plan:
-    """Units, layers and recipe of an audit.
-
-    Raises:
-        AuditError: for units that the model or the labels do not have.
-    """
-    units = tuple(u for entry in config.units for u in _units(entry, model, images, config.seed))
-    wanted = {layer for unit in units for layer in path_layers(config, model, unit.layer)}
-    layers = tuple(layer for layer in model.layers if layer in wanted)
-    engine = config.engine
-    recipe = Recipe(
-        {"fourier": params.fourier, "pixels": params.pixels}[engine.parameterization](),
-        {"standard": transforms.standard, "none": transforms.none}[engine.transforms](),
-        engine.steps,
-        engine.learning_rate,
-        _shot_steps(engine.steps, engine.shots),
-        engine.lanes,
-    )
-    return Plan(units, layers, recipe)
-
-
-def path_layers(config: Config, model: Model, layer: str) -> tuple[str, ...]:
-    """The layers along which units of `layer` are compared, shallow to deep."""
-    chosen = config.evidence.layers
-    if chosen is None:
-        return model.path_to(layer)
-    for name in chosen:
-        model.require_layer(name)
-    order = {name: i for i, name in enumerate(model.layers)}
-    return tuple(n for n in model.layers if n in {*chosen, layer} and order[n] <= order[layer])
-
-
-def forecast(config: Config, *, probe_steps: int = 8) -> Forecast:
-    """What the audit will cost, from a short timed run of its first layer's program."""
-    devices.claim_cores()
-    model = load_model(config.model)
-    images = natural_images(config, model)
-    plan = make_plan(config, model, images)
-    engine = config.engine
-    count = len(plan.units) * engine.repeats
-    probe = dataclasses.replace(plan.recipe, steps=probe_steps, shot_steps=())
-    last = [u for u in plan.units if u.layer == plan.units[-1].layer]
-    jobs = [Job(objectives.of_unit(u), r) for u in last for r in range(2)]
-    jobs = jobs[: jax.local_device_count() * engine.lanes]
-    compile_seconds, run_seconds = (_timed(model, jobs, probe, config.seed) for _ in range(2))
-    per_image = run_seconds / probe_steps * engine.steps / len(jobs)
-    layers = len({u.layer for u in plan.units})
-    vectors = sum(_vector_bytes(model, layer, config) for layer in plan.layers)
-    return Forecast(
-        units=tuple(map(str, plan.units)),
-        images=count,
-        compiles=layers + 2,
-        photographs=images.photographs,
-        natural_images=len(images.ids),
-        seconds=layers * compile_seconds + count * per_image + 0.05 * len(images.ids) + 10,
-        memory=int(0.8e9 + 2.2 * len(images.ids) * (vectors + images.pixels[0].nbytes)),
-    )
-
-
-def _timed(model, jobs, recipe, seed) -> float:
-    start = time.perf_counter()
-    list(render(model, jobs, recipe, seed))
-    return time.perf_counter() - start
-
-
-def _vector_bytes(model, layer, config) -> int:
-    return 4 * min(int(np.prod(model.shapes[layer])), config.evidence.max_features)
-
-
-def _units(entry: Units, model: Model, images: ImageSet, seed: int) -> list[Unit]:
-    model.require_layer(entry.layer)
-    pool = _pool(entry, model, images)
-    if entry.count is not None and entry.count > len(pool):
-        raise AuditError(
-            f"units of {entry.layer}: count is {entry.count}, but there are only {len(pool)} "
-            "channels to draw from."
-        )
-    if entry.count is not None:
-        stream = hashlib.sha256(entry.layer.encode()).digest()[:4]
-        rng = np.random.default_rng([seed, int.from_bytes(stream, "little")])
-        pool = sorted(rng.choice(pool, entry.count, replace=False).tolist())
-    units = [Unit(entry.layer, channel) for channel in pool]
-    for unit in units:
-        model.require_unit(unit)
-    return units
-
-
-def _pool(entry: Units, model: Model, images: ImageSet) -> list[int]:
-    if isinstance(entry.channels, list):
-        return entry.channels
-    if entry.channels is None:
-        return list(range(model.shapes[entry.layer][-1]))
-    if entry.layer != "logits" or images.labels is None:
-        raise AuditError(
-            f"units of {entry.layer}: channels 'labelled' needs layer 'logits' and images with "
-            "labels (class folders, or an .npz with labels)."
-        )
-    return sorted({int(label) for label in images.labels if label >= 0})
-
-
-def _shot_steps(steps: int, shots: int) -> tuple[int, ...]:
-    """Powers of two apart, ending at the last step: early steps change the picture most."""
-    wanted = {round(steps / 2**i) for i in range(shots - 1)} | {0}
-    return tuple(sorted(wanted))
 
 
 def _open(folder, config, model, images, plan, fresh) -> None:
@@ -284,7 +140,7 @@ def _open(folder, config, model, images, plan, fresh) -> None:
         "schema": store.SCHEMA,
         "status": "started",
         "fvaudit": fvaudit.__version__,
-        "model": model.fingerprint(),
+        "model": model.fingerprint,
         "data": _data_hash(images),
         "config": hashlib.sha256(dump(_computed(config)).encode()).hexdigest(),
         "environment": environment(),
@@ -346,7 +202,7 @@ def _describe(folder, config, model, images) -> None:
         {
             "name": model.name,
             "source": model.source,
-            "fingerprint": model.fingerprint(),
+            "fingerprint": model.fingerprint,
             "input": dataclasses.asdict(model.input),
             "layers": model.shapes,
         },
@@ -423,7 +279,7 @@ def provenance(
     return {
         "version": fvaudit.__version__,
         "model": model.name,
-        "model_sha256": model.fingerprint(),
+        "model_sha256": model.fingerprint,
         "objective": str(job.objective),
         "repeat": job.repeat,
         "seed": seed,
@@ -519,13 +375,8 @@ def _derive(folder: pathlib.Path, config: Config, listener: Listener) -> None:
     results = store.read_results(folder)
     rng = np.random.default_rng([config.seed, 0])
     layers = summary.by_layer(results, config.evidence.level, config.evidence.replicates, rng)
-    gate = config.gates.not_distinguishable
     headline = summary.headline(
-        results,
-        fdr=gate.fdr if gate else 0.05,
-        level=config.evidence.level,
-        replicates=config.evidence.replicates,
-        rng=rng,
+        results, level=config.evidence.level, replicates=config.evidence.replicates, rng=rng
     )
     store.write_json(folder / "summary.json", {"headline": headline, "layers": layers})
     tables = summary.tables(results, layers)

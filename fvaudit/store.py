@@ -196,7 +196,9 @@ def revive(kind: type[_RECORD], value: Any) -> _RECORD:
 def _revived(kind: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         hints = typing.get_type_hints(kind)
-        return kind(**{f.name: _revived(hints[f.name], value[f.name]) for f in dataclasses.fields(kind)})
+        return kind(
+            **{f.name: _revived(hints[f.name], value[f.name]) for f in dataclasses.fields(kind)}
+        )
     if isinstance(kind, types.UnionType):
         inner = [k for k in typing.get_args(kind) if k is not types.NoneType]
         return None if value is None else _revived(inner[0], value)

@@ -10,6 +10,7 @@ is what `Channel` objectives maximize) and a feature vector for path similarity:
 Feature vectors are standardised at once (ranks for Spearman), so that all pairs are one product.
 """
 
+import functools
 import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,15 +18,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
 from fvaudit.evidence.similarity import standardise
-from fvaudit.models.model import Model, record
+from fvaudit.models import devices
+from fvaudit.models.model import Forward, Model, record
 from fvaudit.records import AuditError
-
-
-BATCH = 8  # images per device and program; also the fixed shape that keeps bytes equal
 
 
 class Features(NamedTuple):
@@ -45,6 +43,7 @@ def collect(
     variant: str = "spatial",
     max_features: int = 32768,
     seed: int = 0,
+    lanes: int = 8,
 ) -> Features:
     """Streams images through the model and keeps responses and standardised feature vectors.
 
@@ -56,6 +55,9 @@ def collect(
         variant: "spatial" or "pooled".
         max_features: at most this many features per layer.
         seed: of the feature subset.
+        lanes: images per device and program. Batches are padded to one fixed shape, and a
+            matrix product may round an image's last bits by its place in a batch: equal bytes
+            need equal images in equal order, so an audit passes one unit's images per call.
 
     Raises:
         AuditError: for unknown layers, metrics or variants, or images of another size or range.
@@ -64,13 +66,15 @@ def collect(
         raise AuditError(f"variant must be 'spatial' or 'pooled', got {variant!r}.")
     _require_range(images)
     chosen = {layer: _subset(model, layer, variant, max_features, seed) for layer in layers}
-    run, width = _program(model, tuple(layers), variant, chosen)
+    run = _program(model.forward, tuple(layers), variant)
+    width = jax.local_device_count() * lanes
+    params, picks = devices.replicated(model.params), devices.replicated(chosen)
     responses = {layer: [] for layer in layers}
     vectors = {layer: [] for layer in layers}
     for start in range(0, len(images), width):
         batch = images[start : start + width]
         full = np.concatenate([batch, np.repeat(batch[-1:], width - len(batch), axis=0)])
-        for layer, (mean, vector) in jax.device_get(run(full)).items():
+        for layer, (mean, vector) in jax.device_get(run(params, picks, full)).items():
             responses[layer].append(mean[: len(batch)])
             vectors[layer].append(standardise(np.asarray(vector[: len(batch)]), metric))
     sizes = {layer: int(np.prod(model.shapes[layer])) for layer in layers}
@@ -83,28 +87,19 @@ def collect(
     )
 
 
-def _program(model: Model, layers: tuple[str, ...], variant: str, chosen):
-    """A jitted function of a full batch, over all local devices, and its batch size."""
-    mesh = Mesh(np.array(jax.local_devices()), ("images",))
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    params = jax.device_put(model.params, everywhere)
-    picks = jax.device_put({k: jnp.asarray(v) for k, v in chosen.items()}, everywhere)
+@functools.lru_cache(maxsize=8)
+def _program(forward: Forward, layers: tuple[str, ...], variant: str):
+    """Jitted (params, picks, images) -> {layer: (channel responses, features)}, on all devices."""
 
     def shard(params, picks, images):
         out = {}
-        for layer, x in record(model.forward, params, images, layers).items():
+        for layer, x in record(forward, params, images, layers).items():
             mean = x.mean(tuple(range(1, x.ndim - 1)))
             flat = mean if variant == "pooled" else x.reshape(len(x), -1)
             out[layer] = (mean, jnp.take(flat, picks[layer], axis=1))
         return out
 
-    each, all_ = PartitionSpec("images"), PartitionSpec()
-    sharded = jax.jit(
-        jax.shard_map(
-            shard, mesh=mesh, in_specs=(all_, all_, each), out_specs=each, check_vma=False
-        )
-    )
-    return (lambda images: sharded(params, picks, images)), BATCH * len(mesh.devices)
+    return devices.on_every_device(shard, shared=2)
 
 
 def _subset(

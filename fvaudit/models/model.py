@@ -7,6 +7,7 @@ of a model is again a `Model`, so whatever audits a clean network audits a manip
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
@@ -132,6 +133,7 @@ class Model:
         known = unit.layer == "logits" and unit.channel < len(self.classes)
         return self.classes[unit.channel].name if known else ""
 
+    @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over name, input spec, layers and every parameter's bytes."""
         digest = hashlib.sha256(repr((self.name, self.input, self.shapes)).encode())

@@ -8,6 +8,7 @@ import difflib
 import importlib.util
 import pathlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,8 +83,8 @@ _VARIABLES = {
 }
 
 
-def fill(abstract: nnx.State, tensors: Mapping[str, np.ndarray]) -> nnx.State:
-    """Fills a Flax state with a PyTorch checkpoint whose modules have the same names.
+def fill(abstract: Any, tensors: Mapping[str, np.ndarray]) -> Any:
+    """Fills an `nnx.State` with a PyTorch checkpoint whose modules have the same names.
 
     Underscores in front of the checkpoint's module names are ignored. Kernels go from OIHW to HWIO
     and from (out, in) to (in, out).
@@ -92,7 +93,7 @@ def fill(abstract: nnx.State, tensors: Mapping[str, np.ndarray]) -> nnx.State:
         AuditError: if a tensor is missing, has another shape, or is left over.
     """
     plain = {_plain(k): v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
-    flat = abstract.flat_state()
+    flat = list(nnx.to_flat_state(abstract))
     names = {path: ".".join(map(str, (*path[:-1], _VARIABLES[str(path[-1])]))) for path, _ in flat}
     missing = sorted(set(names.values()) - set(plain))
     unused = sorted(set(plain) - set(names.values()))
@@ -105,7 +106,7 @@ def fill(abstract: nnx.State, tensors: Mapping[str, np.ndarray]) -> nnx.State:
         (path, variable.replace(_converted(names[path], plain[names[path]], variable.shape)))
         for path, variable in flat
     ]
-    return nnx.State.from_flat_path(dict(filled))
+    return nnx.from_flat_state(filled)
 
 
 def _plain(name: str) -> str:

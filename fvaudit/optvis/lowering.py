@@ -181,7 +181,10 @@ def _crop(padded_gradient, pads, x_shape):
     """Drops what belongs to the padding; rows past the last window have gradient 0."""
     (top, _), (left, _) = pads
     _, h, w, _ = x_shape
-    short = (max(0, top + h - padded_gradient.shape[1]), max(0, left + w - padded_gradient.shape[2]))
+    short = (
+        max(0, top + h - padded_gradient.shape[1]),
+        max(0, left + w - padded_gradient.shape[2]),
+    )
     whole = jnp.pad(padded_gradient, ((0, 0), (0, short[0]), (0, short[1]), (0, 0)))
     return whole[:, top : top + h, left : left + w]
 

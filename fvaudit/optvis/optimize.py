@@ -85,6 +85,4 @@ def _keep(
     if not shot_steps:
         return shots
     hit = jnp.asarray(shot_steps) == t
-    return jax.lax.cond(
-        hit.any(), lambda s: s.at[jnp.argmax(hit)].set(image()), lambda s: s, shots
-    )
+    return jax.lax.cond(hit.any(), lambda s: s.at[jnp.argmax(hit)].set(image()), lambda s: s, shots)

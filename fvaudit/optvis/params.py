@@ -61,9 +61,7 @@ def pixels(sd: float = 0.01, decorrelate: bool = True) -> Parameterization:
 
 
 @functools.cache
-def fourier(
-    sd: float = 0.01, decay: float = 1.0, decorrelate: bool = True
-) -> Parameterization:
+def fourier(sd: float = 0.01, decay: float = 1.0, decorrelate: bool = True) -> Parameterization:
     """A Fourier spectrum whose low frequencies move faster: a change of metric, not of minimum.
 
     Args:

@@ -69,7 +69,7 @@ def jitter(pixels: int) -> Geometric:
 
 
 @functools.cache
-def scale(factors: tuple[float, ...]) -> Geometric:
+def scale(factors: tuple[float | int, ...]) -> Geometric:
     """Magnifies by a factor drawn from `factors`, all > 0.
 
     Raises:
@@ -85,7 +85,7 @@ def scale(factors: tuple[float, ...]) -> Geometric:
 
 
 @functools.cache
-def rotate(degrees: tuple[float, ...]) -> Geometric:
+def rotate(degrees: tuple[float | int, ...]) -> Geometric:
     """Turns by an angle drawn from `degrees`; positive turns the picture anticlockwise.
 
     Raises:

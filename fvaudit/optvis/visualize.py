@@ -14,11 +14,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key
 
+from fvaudit.models import devices
 from fvaudit.models.model import Forward, Model, record
-from fvaudit.optvis import devices
 from fvaudit.optvis.objectives import Objective, stack
 from fvaudit.optvis.optimize import Ascent, maximize
 from fvaudit.optvis.params import Parameterization, fourier
@@ -52,9 +51,7 @@ class Recipe:
             )
         rising = all(a < b for a, b in zip(self.shot_steps, self.shot_steps[1:], strict=False))
         if not rising or any(not 0 <= t <= self.steps for t in self.shot_steps):
-            raise AuditError(
-                f"shot_steps must rise within 0..{self.steps}, got {self.shot_steps}."
-            )
+            raise AuditError(f"shot_steps must rise within 0..{self.steps}, got {self.shot_steps}.")
 
     def settings(self) -> dict[str, str | int | float | list[int]]:
         """Call texts and numbers that make the recipe again."""
@@ -128,7 +125,7 @@ def render(
     jobs = list(jobs)
     for unit in {unit for job in jobs for unit in job.objective.units}:
         model.require_unit(unit)
-    params = jax.device_put(model.params, NamedSharding(_mesh(), PartitionSpec()))
+    params = devices.replicated(model.params)
     for group in _by_structure(jobs):
         run = program(model.forward, model.input.size, group[0].objective.layers, recipe)
         width = jax.local_device_count() * recipe.lanes
@@ -169,11 +166,7 @@ def program(forward: Forward, size: tuple[int, int], layers: tuple[str, ...], re
         result = one(params, *jax.tree.map(lambda x: x[0], (objectives, keys)))
         return jax.tree.map(lambda x: x[None], result)
 
-    each, all_ = PartitionSpec("images"), PartitionSpec()
-    sharded = jax.shard_map(
-        shard, mesh=_mesh(), in_specs=(all_, each, each), out_specs=each, check_vma=False
-    )
-    return jax.jit(sharded, compiler_options=devices.compiler_options())
+    return devices.on_every_device(shard, shared=1)
 
 
 def image_key(seed: int, job: Job) -> Key[Array, ""]:
@@ -181,10 +174,6 @@ def image_key(seed: int, job: Job) -> Key[Array, ""]:
     text = hashlib.sha256(str(job.objective).encode()).digest()
     of_objective = jax.random.fold_in(jax.random.key(seed), int.from_bytes(text[:4], "little"))
     return jax.random.fold_in(of_objective, job.repeat)
-
-
-def _mesh() -> Mesh:
-    return Mesh(np.array(jax.local_devices()), ("images",))
 
 
 def _by_structure(jobs: list[Job]) -> list[list[Job]]:

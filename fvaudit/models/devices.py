@@ -1,0 +1,59 @@
+"""All local devices take part, one image each.
+
+On a CPU, two cores run two one-image programs about 1.5 times faster than one program that splits
+every operation over both: so each core becomes a JAX device of its own, and operations stay on
+their core. That has to be asked for before JAX starts; where JAX runs already, its devices are
+used as they are.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+
+def claim_cores() -> None:
+    """Makes every CPU core that this process may use a JAX device, if JAX has not started yet."""
+    try:
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    except RuntimeError:  # JAX has started: its devices can no longer be changed
+        return
+
+
+def on_every_device(function: Callable[..., Any], shared: int) -> Callable[..., Any]:
+    """`function` over the leading axis of its arguments, an equal share for each local device.
+
+    Args:
+        function: takes `shared` arguments that every device gets whole, then arguments of which
+            each device gets its rows; returns arrays with rows.
+        shared: how many arguments are shared.
+    """
+    rows, whole = PartitionSpec("images"), PartitionSpec()
+
+    def sharded(*arguments: Any) -> Any:
+        specs = (*(whole,) * shared, *(rows,) * (len(arguments) - shared))
+        mapped = jax.shard_map(
+            function, mesh=_mesh(), in_specs=specs, out_specs=rows, check_vma=False
+        )
+        return mapped(*arguments)
+
+    return jax.jit(sharded, compiler_options=_compiler_options())
+
+
+def replicated(tree: Any) -> Any:
+    """Copies arrays to every local device once, so that calls need not."""
+    return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec()))
+
+
+def _mesh() -> Mesh:
+    return Mesh(np.array(jax.local_devices()), ("images",))
+
+
+def _compiler_options() -> dict[str, bool]:
+    """Options of `jax.jit` for programs that run one image per device."""
+    if jax.default_backend() == "cpu" and jax.local_device_count() > 1:
+        return {"xla_cpu_multi_thread_eigen": False}
+    return {}

@@ -1,0 +1,165 @@
+"""What an audit will do, and what it will cost.
+
+Config + model + images -> the units, the layers of their paths, the engine's recipe; and a
+forecast of time and memory from one short timed run.
+"""
+
+import dataclasses
+import hashlib
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from fvaudit.config import Config, Units
+from fvaudit.data import load_images
+from fvaudit.models import devices
+from fvaudit.models.classes import load_classes
+from fvaudit.models.model import Model
+from fvaudit.models.zoo import load_model
+from fvaudit.optvis import objectives, params, transforms
+from fvaudit.optvis.visualize import Job, Recipe, render
+from fvaudit.records import AuditError, ImageSet, Unit
+
+
+class Plan(NamedTuple):
+    """What an audit will do."""
+
+    units: tuple[Unit, ...]
+    layers: tuple[str, ...]  # every layer that some path crosses
+    recipe: Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """What a dry run prints."""
+
+    units: tuple[str, ...]
+    images: int  # visualizations
+    compiles: int  # programs to compile, natural and evidence passes included
+    photographs: int
+    natural_images: int
+    seconds: float  # wall time, from one short timed run on this machine
+    memory: int  # bytes at the peak, estimated
+
+
+def natural_images(config: Config, model: Model) -> ImageSet:
+    """The images that the config names, at the model's input size."""
+    spec = config.images
+    classes = load_classes(spec.classes) if spec.classes else None
+    return load_images(
+        spec.source,
+        model,
+        limit=spec.limit,
+        crops=spec.crops,
+        on_bad=spec.on_bad,
+        classes=classes,
+        seed=config.seed,
+    )
+
+
+def make_plan(config: Config, model: Model, images: ImageSet) -> Plan:
+    """Units, layers and recipe of an audit.
+
+    Raises:
+        AuditError: for units that the model or the labels do not have.
+    """
+    units = tuple(u for entry in config.units for u in _units(entry, model, images, config.seed))
+    wanted = {layer for unit in units for layer in path_layers(config, model, unit.layer)}
+    layers = tuple(layer for layer in model.layers if layer in wanted)
+    engine = config.engine
+    recipe = Recipe(
+        {"fourier": params.fourier, "pixels": params.pixels}[engine.parameterization](),
+        {"standard": transforms.standard, "none": transforms.none}[engine.transforms](),
+        engine.steps,
+        engine.learning_rate,
+        _shot_steps(engine.steps, engine.shots),
+        engine.lanes,
+    )
+    return Plan(units, layers, recipe)
+
+
+def path_layers(config: Config, model: Model, layer: str) -> tuple[str, ...]:
+    """The layers along which units of `layer` are compared, shallow to deep."""
+    chosen = config.evidence.layers
+    if chosen is None:
+        return model.path_to(layer)
+    for name in chosen:
+        model.require_layer(name)
+    order = {name: i for i, name in enumerate(model.layers)}
+    return tuple(n for n in model.layers if n in {*chosen, layer} and order[n] <= order[layer])
+
+
+def forecast(config: Config, *, probe_steps: int = 8) -> Forecast:
+    """What the audit will cost, from a short timed run of its first layer's program."""
+    devices.claim_cores()
+    model = load_model(config.model)
+    images = natural_images(config, model)
+    plan = make_plan(config, model, images)
+    engine = config.engine
+    count = len(plan.units) * engine.repeats
+    probe = dataclasses.replace(plan.recipe, steps=probe_steps, shot_steps=())
+    last = [u for u in plan.units if u.layer == plan.units[-1].layer]
+    jobs = [Job(objectives.of_unit(u), r) for u in last for r in range(2)]
+    jobs = jobs[: jax.local_device_count() * engine.lanes]
+    compile_seconds, run_seconds = (_timed(model, jobs, probe, config.seed) for _ in range(2))
+    per_image = run_seconds / probe_steps * engine.steps / len(jobs)
+    layers = len({u.layer for u in plan.units})
+    vectors = sum(_vector_bytes(model, layer, config) for layer in plan.layers)
+    return Forecast(
+        units=tuple(map(str, plan.units)),
+        images=count,
+        compiles=layers + 2,
+        photographs=images.photographs,
+        natural_images=len(images.ids),
+        seconds=layers * compile_seconds + count * per_image + 0.05 * len(images.ids) + 10,
+        memory=int(0.8e9 + 2.2 * len(images.ids) * (vectors + images.pixels[0].nbytes)),
+    )
+
+
+def _timed(model, jobs, recipe, seed) -> float:
+    start = time.perf_counter()
+    list(render(model, jobs, recipe, seed))
+    return time.perf_counter() - start
+
+
+def _vector_bytes(model, layer, config) -> int:
+    return 4 * min(int(np.prod(model.shapes[layer])), config.evidence.max_features)
+
+
+def _units(entry: Units, model: Model, images: ImageSet, seed: int) -> list[Unit]:
+    model.require_layer(entry.layer)
+    pool = _pool(entry, model, images)
+    if entry.count is not None and entry.count > len(pool):
+        raise AuditError(
+            f"units of {entry.layer}: count is {entry.count}, but there are only {len(pool)} "
+            "channels to draw from."
+        )
+    if entry.count is not None:
+        stream = hashlib.sha256(entry.layer.encode()).digest()[:4]
+        rng = np.random.default_rng([seed, int.from_bytes(stream, "little")])
+        pool = sorted(rng.choice(pool, entry.count, replace=False).tolist())
+    units = [Unit(entry.layer, channel) for channel in pool]
+    for unit in units:
+        model.require_unit(unit)
+    return units
+
+
+def _pool(entry: Units, model: Model, images: ImageSet) -> list[int]:
+    if isinstance(entry.channels, list):
+        return entry.channels
+    if entry.channels is None:
+        return list(range(model.shapes[entry.layer][-1]))
+    if entry.layer != "logits" or images.labels is None:
+        raise AuditError(
+            f"units of {entry.layer}: channels 'labelled' needs layer 'logits' and images with "
+            "labels (class folders, or an .npz with labels)."
+        )
+    return sorted({int(label) for label in images.labels if label >= 0})
+
+
+def _shot_steps(steps: int, shots: int) -> tuple[int, ...]:
+    """Powers of two apart, ending at the last step: early steps change the picture most."""
+    wanted = {round(steps / 2**i) for i in range(shots - 1)} | {0}
+    return tuple(sorted(wanted))

@@ -1,0 +1,149 @@
+"""Configs: what is accepted, every message, overrides."""
+
+import json
+
+import pytest
+import yaml
+
+from fvaudit.config import dump, load_config, presets, schema
+from fvaudit.records import AuditError
+
+
+GOOD = {
+    "model": "efficientnet_lite0",
+    "images": {"source": "samples"},
+    "units": [{"layer": "blocks.4", "count": 2}, {"layer": "logits", "channels": [1, 5]}],
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def written(data, name="audit.yaml"):
+        path = tmp_path / name
+        path.write_text(data if isinstance(data, str) else yaml.safe_dump(data))
+        return path
+
+    return written
+
+
+def test_defaults_are_written_out_and_read_back(write):
+    config = load_config(write(GOOD))
+    assert config.engine.steps == 512 and config.engine.learning_rate == 0.05  # lucid's
+    again = load_config(write(dump(config), "again.yaml"))
+    assert again == config
+
+
+def test_every_preset_is_valid_and_reads_from_anywhere():
+    assert "quickstart" in presets()
+    for name in presets():
+        assert load_config(name).version == 1
+
+
+def test_quickstart_covers_three_hidden_layers_and_the_logits():
+    config = load_config("quickstart")
+    layers = [u.layer for u in config.units]
+    assert len([layer for layer in layers if layer != "logits"]) >= 3 and "logits" in layers
+    assert all(u.count == 8 for u in config.units) and config.engine.repeats == 2
+
+
+def test_paths_count_from_the_configs_folder(write, tmp_path):
+    config = load_config(write({**GOOD, "images": {"source": "photos", "classes": "c.tsv"}}))
+    assert config.images.source == str(tmp_path / "photos")
+    assert config.images.classes == str(tmp_path / "c.tsv")
+
+
+@pytest.mark.parametrize(
+    "text, where, value",
+    [
+        ("engine.steps=64", ("engine", "steps"), 64),
+        ("units.1.channels=[3]", ("units", 1, "channels"), [3]),
+        ("gates.same_path=null", ("gates", "same_path"), None),
+        ("images.source=samples", ("images", "source"), "samples"),
+        ("gates.same_path.severity=warn", ("gates", "same_path", "severity"), "warn"),
+    ],
+)
+def test_overrides(write, text, where, value):
+    node = load_config(write(GOOD), [text]).model_dump()
+    for part in where:
+        node = node[part]
+    assert node == value
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"modle": "x"}, "modle: there is no such key; did you mean 'model'"),
+        ({"engine": {"step": 3}}, "engine.step: there is no such key; did you mean 'steps'"),
+        ({"gates": {"same_pth": {}}}, "gates.same_pth: .* did you mean 'same_path'"),
+        (
+            {"gates": {"same_path": {"min_scor": 1}}},
+            "gates.same_path.min_scor: .* did you mean 'min_score'",
+        ),
+        ({"units": [{"layr": "a", "layer": "b", "count": 1}]}, "units.0.layr: .*'layer'"),
+        ({"units": []}, "units: List should have at least 1 item"),
+        ({"units": [{"layer": "logits"}]}, "units.0: say which units: count, channels, or both"),
+        ({"units": [{"layer": "a", "channels": [1, 1]}]}, "channels holds a channel twice"),
+        ({"units": [{"layer": "a", "count": 1}] * 2}, "units names a layer twice"),
+        ({"engine": {"steps": 0}}, "engine.steps: .*greater than or equal to 1, got 0"),
+        ({"evidence": {"metric": "kendall"}}, "evidence.metric: .*'spearman'.* got 'kendall'"),
+        ({"evidence": {"level": 1.0}}, "evidence.level: .*less than 1, got 1.0"),
+        ({"version": 2}, "version: .*1.*, got 2"),
+        ({"seed": -1}, "seed: .*greater than or equal to 0, got -1"),
+    ],
+)
+def test_mistakes_are_named_with_what_was_got(write, change, message):
+    with pytest.raises(AuditError, match=message):
+        load_config(write({**GOOD, **change}))
+
+
+def test_all_mistakes_are_listed_at_once(write):
+    with pytest.raises(AuditError) as caught:
+        load_config(write({**GOOD, "sead": 1, "engine": {"repeats": 0}}))
+    assert "did you mean 'seed'" in str(caught.value) and "engine.repeats" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("model: [", "is not valid YAML"),
+        ("- a\n- b", "must hold keys and values .* got list"),
+        ("model: !!python/object/apply:os.system ['true']", "is not valid YAML"),
+        ("", "must hold keys and values .* got NoneType"),
+    ],
+)
+def test_files_that_hold_no_config(write, content, message):
+    with pytest.raises(AuditError, match=message):
+        load_config(write(content))
+
+
+def test_a_file_that_does_not_exist_names_the_presets(tmp_path):
+    with pytest.raises(AuditError, match="no config file .*presets: .*quickstart"):
+        load_config(tmp_path / "nothing.yaml")
+
+
+def test_a_binary_file_is_refused(tmp_path):
+    (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(AuditError, match="cannot be read"):
+        load_config(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("engine.steps", "--set takes key=value.*got 'engine.steps'"),
+        ("=3", "--set takes key=value"),
+        ("units.7.count=3", "'7' does not number an entry of a list of 2; entries are 0 to 1"),
+        ("units.a.count=3", "'a' does not number"),
+        ("engine.steps=[", "is not valid YAML"),
+        ("engin.steps=3", "engin: there is no such key; did you mean 'engine'"),
+    ],
+)
+def test_override_mistakes(write, override, message):
+    with pytest.raises(AuditError, match=message):
+        load_config(write(GOOD), [override])
+
+
+def test_schema_names_every_section():
+    found = json.loads(schema())
+    assert set(found["properties"]) >= {"model", "images", "units", "engine", "evidence", "gates"}
+    assert found["additionalProperties"] is False

@@ -1,0 +1,164 @@
+"""The engine: closed forms, byte-identity, trace counts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fvaudit.models.model import InputSpec, Model, layer_shapes
+from fvaudit.optvis import visualize as engine
+from fvaudit.optvis.objectives import Channel, ClassLogit, Neuron
+from fvaudit.optvis.params import fourier, pixels
+from fvaudit.optvis.transforms import none, standard
+from fvaudit.records import AuditError
+from tests.tiny import SIZE, TRACES, tiny_model
+
+
+def _function_model(function):
+    """A "network" whose only layer holds function(images), shape (n, 1)."""
+    spec = InputSpec((8, 8), (0.0,) * 3, (1.0,) * 3, resize=8)
+
+    def forward(params, images, tap):
+        return tap("logits", function(images)[:, None])
+
+    return Model("f", {}, forward, spec, layer_shapes(forward, {}, spec), ("logits",))
+
+
+def test_linear_unit_on_the_box_reaches_the_corner():
+    """max w.x over [0, 1]^d is at x = 1[w > 0], value = sum of the positive weights."""
+    w = jnp.asarray(np.random.default_rng(0).standard_normal((8, 8, 3)), jnp.float32)
+    model = _function_model(lambda x: (x * w).sum((1, 2, 3)))
+    (vis,) = engine.visualize(
+        model, [ClassLogit(0)], parameterization=pixels(), transforms=none(), steps=1500,
+        learning_rate=1.0,
+    )  # fmt: skip
+    best = float(jnp.maximum(w, 0).sum())
+    assert vis.activation[0] == pytest.approx(best, rel=0.01)  # a sigmoid never reaches 0 or 1
+    clear = np.abs(w) > 0.1
+    np.testing.assert_allclose(vis.images[0][clear], (w > 0)[clear], atol=0.02)
+
+
+@pytest.mark.parametrize("parameterization", [pixels(), fourier()], ids=lambda p: p.text)
+def test_quadratic_unit_reaches_its_target(parameterization):
+    """max -|x - t|^2 has its optimum 0 at x = t."""
+    t = jnp.asarray(np.random.default_rng(1).uniform(0.2, 0.8, (8, 8, 3)), jnp.float32)
+    model = _function_model(lambda x: -((x - t) ** 2).sum((1, 2, 3)))
+    (vis,) = engine.visualize(
+        model, [ClassLogit(0)], parameterization=parameterization, transforms=none(), steps=800
+    )
+    np.testing.assert_allclose(vis.images[0], t, atol=5e-3)
+    assert vis.activation[0] > -1e-3
+
+
+def test_activation_rises_and_is_the_clean_images_own():
+    model = tiny_model()
+    objective = Channel("conv2", 2)
+    (vis,) = engine.visualize(model, [objective], steps=64, shot_steps=(0, 64))
+    start = float(objective(model.activations(jnp.asarray(vis.shots[0, :1]), ["conv2"]))[0])
+    end = float(objective(model.activations(jnp.asarray(vis.images), ["conv2"]))[0])
+    assert vis.activation[0] == pytest.approx(end, rel=1e-5)
+    assert vis.activation[0] > 3 * start
+    assert vis.trace[0, -8:].mean() > vis.trace[0, :8].mean()
+
+
+def test_negative_objective_minimizes():
+    model = tiny_model()
+    up, down = engine.visualize(model, [1 * ClassLogit(1), -1 * ClassLogit(1)], steps=32)
+    assert up.activation[0] > 0 > -down.activation[0]
+
+
+def test_shapes_range_and_record():
+    model = tiny_model()
+    (vis,) = engine.visualize(
+        model, [Channel("conv1", 0)], steps=5, repeats=3, seed=9, shot_steps=(0, 2, 5)
+    )
+    assert vis.images.shape == (3, *SIZE, 3) and vis.images.dtype == np.float32
+    assert vis.images.min() >= 0 and vis.images.max() <= 1
+    assert vis.trace.shape == (3, 5) and vis.shots.shape == (3, 3, *SIZE, 3)
+    np.testing.assert_array_equal(vis.shots[:, 2], vis.images)
+    assert vis.settings["seed"] == 9 and vis.settings["steps"] == 5
+    assert vis.settings["parameterization"] == fourier().text
+    assert vis.settings["transforms"] == standard().text
+    assert len({image.tobytes() for image in vis.images}) == 3  # repeats differ
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_an_image_is_the_same_bytes_alone_and_in_a_batch(lanes):
+    model = tiny_model()
+    settings = dict(steps=12, repeats=2, seed=4, lanes=lanes)
+    units = [Channel("conv2", i) for i in range(5)]
+    together = engine.visualize(model, units, **settings)
+    for unit, expected in zip(units[::-1], together[::-1], strict=True):
+        (alone,) = engine.visualize(model, [unit], **settings)
+        assert alone.images.tobytes() == expected.images.tobytes()
+        assert alone.trace.tobytes() == expected.trace.tobytes()
+
+
+def test_an_image_is_the_same_bytes_after_an_interruption():
+    model = tiny_model()
+    recipe = engine.Recipe(fourier(), standard(), steps=8)
+    jobs = [engine.Job(Channel("conv1", i), r) for i in range(3) for r in range(2)]
+    whole = {(str(j.objective), j.repeat): a.image for j, a in engine.render(model, jobs, recipe, 0)}
+    rest = engine.render(model, jobs[3:], recipe, 0)
+    for job, ascent in rest:
+        assert ascent.image.tobytes() == whole[str(job.objective), job.repeat].tobytes()
+
+
+def test_seed_repeat_and_unit_each_change_the_image():
+    jobs = [engine.Job(Channel("conv1", 0), 0), engine.Job(Channel("conv1", 1), 0),
+            engine.Job(Channel("conv1", 0), 1), engine.Job(Channel("conv2", 0), 0)]  # fmt: skip
+    keys = [engine.image_key(0, job) for job in jobs] + [engine.image_key(1, jobs[0])]
+    data = {tuple(np.asarray(jax.random.key_data(k)).tolist()) for k in keys}
+    assert len(data) == 5
+
+
+def test_one_compile_serves_all_units_of_a_layer():
+    model = tiny_model()
+    settings = dict(steps=4)
+    engine.visualize(model, [Channel("conv2", 0)], **settings)
+    TRACES.clear()
+    engine.visualize(model, [Channel("conv2", i) for i in range(6)], **settings, repeats=2)
+    assert TRACES == []  # nothing was traced again
+    engine.visualize(model, [Channel("conv1", 0)], **settings)
+    first_layer = len(TRACES)
+    assert first_layer > 0  # another layer is another program: the counter does count
+    engine.visualize(model, [0.3 * ClassLogit(1) + 2 * ClassLogit(0)], **settings)
+    after_sum = len(TRACES)
+    engine.visualize(model, [0.7 * ClassLogit(4) + 1 * ClassLogit(2)], **settings)
+    assert len(TRACES) == after_sum > first_layer  # weights are data too
+
+
+def test_neuron_objective_grows_only_its_receptive_field():
+    model = tiny_model()
+    neurons = [Neuron("conv1", i, (0, 0)) for i in range(6)]  # some start behind a closed ReLU
+    found = engine.visualize(
+        model, neurons, parameterization=pixels(), transforms=none(), steps=20
+    )
+    vis = max(found, key=lambda v: v.activation[0])
+    far = vis.images[0, 6:, 6:]  # conv1's window at (0, 0) covers rows and columns 0 to 2
+    assert np.abs(far - 0.5).max() < 0.05 < np.abs(vis.images[0, :2, :2] - 0.5).max()
+
+
+@pytest.mark.parametrize(
+    "objectives, settings, message",
+    [
+        ([Channel("conv9", 0)], {}, "no layer 'conv9'. Nearest: conv2, conv1"),
+        ([Channel("conv1", 6)], {}, "conv1 of tiny has channels 0 to 5"),
+        ([Neuron("conv1", 0, (12, 0))], {}, "conv1 of tiny has 12 x 12 positions"),
+        ([Neuron("logits", 0, (0, 0))], {}, "logits of tiny has no positions"),
+        ([Channel("conv1", 0)], {"steps": 0}, "steps=0"),
+        ([Channel("conv1", 0)], {"learning_rate": -1.0}, "learning_rate=-1.0"),
+        ([Channel("conv1", 0)], {"repeats": 0}, "repeats must be at least 1, got 0"),
+        ([Channel("conv1", 0)], {"steps": 4, "shot_steps": (2, 1)}, "must rise within 0..4"),
+        ([Channel("conv1", 0)], {"steps": 4, "shot_steps": (5,)}, "must rise within 0..4"),
+        ([], {}, "takes a list of objectives .* got none"),
+    ],
+)
+def test_messages(objectives, settings, message):
+    with pytest.raises(AuditError, match=message):
+        engine.visualize(tiny_model(), objectives, **{"steps": 2, **settings})
+
+
+def test_a_text_is_not_an_objective():
+    with pytest.raises(AuditError, match="takes a list of objectives .* got str"):
+        engine._as_objectives(["conv1:0"])
