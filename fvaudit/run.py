@@ -26,7 +26,7 @@ from fvaudit import checks, store
 from fvaudit.config import Config, Gates, dump, load_config
 from fvaudit.evidence import summary
 from fvaudit.evidence.activations import Features, collect
-from fvaudit.evidence.units import Natural, measure
+from fvaudit.evidence.units import measure, natural
 from fvaudit.models import devices
 from fvaudit.models.model import Model
 from fvaudit.models.zoo import load_model
@@ -319,23 +319,23 @@ def _measure(folder, config, model, images, plan, listener) -> None:
     if len(done) == len(names):
         return
     listener(Event("natural", 0, len(images.ids)))
-    natural = Natural(images, _collect(model, images.pixels, plan.layers, config))
+    known = natural(images, _collect(model, images.pixels, plan.layers, config))
     listener(Event("natural", len(images.ids), len(images.ids)))
     for index in range(len(done), len(names)):
-        result = _measure_unit(folder, config, model, natural, plan, plan.units[index])
+        result = _measure_unit(folder, config, model, known, plan, plan.units[index])
         store.append_result(folder, result)
         _save_exemplars(folder, images, result)
         listener(Event("evidence", index + 1, len(names), f"{result.unit} path {result.score}"))
 
 
-def _measure_unit(folder, config, model, natural, plan, unit: Unit) -> UnitResult:
+def _measure_unit(folder, config, model, known, plan, unit: Unit) -> UnitResult:
     pictures = [_image_name(str(unit), r) for r in range(config.engine.repeats)]
     fv = _collect(model, _read_images(folder, pictures), plan.layers, config, lanes=1)
     stream = hashlib.sha256(str(unit).encode()).digest()[:4]
     return measure(
         unit,
         model.label(unit),
-        natural,
+        known,
         fv,
         path_layers(config, model, unit.layer),
         images=tuple(pictures),

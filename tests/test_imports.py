@@ -72,7 +72,9 @@ def test_no_arrow_but_those_in_the_table():
     wrong, seen = [], 0
     for module, target in _arrows():
         source, goal = _room(module, ALLOWED), _room(target, ALLOWED)
-        inside = goal == source or any(goal == a or goal.startswith(f"{a}.") for a in ALLOWED[source])
+        inside = goal == source or any(
+            goal == a or goal.startswith(f"{a}.") for a in ALLOWED[source]
+        )
         seen += 1
         if not inside:
             wrong.append(f"{module} -> {target}")

@@ -46,7 +46,9 @@ def test_one_spectral_line_is_a_cosine():
     # irfft2 of one line: 2 * value / sqrt(h w) * cos; scale 1 / f; lucid's division by 4
     wave = 2 * 3.0 / (2 / 8) / np.sqrt(h * w) / 4 * np.cos(2 * np.pi * 2 * np.arange(w) / w)
     expected = 1 / (1 + np.exp(-wave))
-    np.testing.assert_allclose(image, np.broadcast_to(expected[None, :, None], (h, w, 3)), atol=1e-6)
+    np.testing.assert_allclose(
+        image, np.broadcast_to(expected[None, :, None], (h, w, 3)), atol=1e-6
+    )
 
 
 def test_parseval_of_the_fourier_start():

@@ -98,7 +98,9 @@ def test_an_image_is_the_same_bytes_after_an_interruption():
     model = tiny_model()
     recipe = engine.Recipe(fourier(), standard(), steps=8)
     jobs = [engine.Job(Channel("conv1", i), r) for i in range(3) for r in range(2)]
-    whole = {(str(j.objective), j.repeat): a.image for j, a in engine.render(model, jobs, recipe, 0)}
+    whole = {
+        (str(j.objective), j.repeat): a.image for j, a in engine.render(model, jobs, recipe, 0)
+    }
     rest = engine.render(model, jobs[3:], recipe, 0)
     for job, ascent in rest:
         assert ascent.image.tobytes() == whole[str(job.objective), job.repeat].tobytes()
@@ -131,9 +133,7 @@ def test_one_compile_serves_all_units_of_a_layer():
 def test_neuron_objective_grows_only_its_receptive_field():
     model = tiny_model()
     neurons = [Neuron("conv1", i, (0, 0)) for i in range(6)]  # some start behind a closed ReLU
-    found = engine.visualize(
-        model, neurons, parameterization=pixels(), transforms=none(), steps=20
-    )
+    found = engine.visualize(model, neurons, parameterization=pixels(), transforms=none(), steps=20)
     vis = max(found, key=lambda v: v.activation[0])
     far = vis.images[0, 6:, 6:]  # conv1's window at (0, 0) covers rows and columns 0 to 2
     assert np.abs(far - 0.5).max() < 0.05 < np.abs(vis.images[0, :2, :2] - 0.5).max()

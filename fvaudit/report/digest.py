@@ -75,7 +75,8 @@ def interval(estimate: Estimate | None, digits: int = 2) -> str:
 
 def reason(verdict: Verdict) -> str:
     """The verdict's sentence; a NaN that was formatted into it is spelt out."""
-    return re.sub(r"(?<![\w.])-?nan%?(?!\w)", UNKNOWN, verdict.reason)
+    whole = re.sub(r"(?<![\w.])nan%? \[nan%?, nan%?\]", UNKNOWN, verdict.reason)
+    return re.sub(r"(?<![\w.])-?nan%?(?!\w)", UNKNOWN, whole)
 
 
 def check_name(check: str) -> str:
@@ -158,24 +159,25 @@ def overall(run: Run) -> Overall:
 def _judged(run: Run) -> Overall | None:
     if not run.verdicts:
         return None
-    worst = next(s for s in FINDINGS if any(v.status is s for v in run.verdicts))
-    return Overall(worst.name, _sentence(run, worst))
+    there = [s for s in FINDINGS if any(v.status is s for v in run.verdicts)]
+    if there[0] is not Status.ERROR:
+        return Overall(there[0].name, _sentence(run, there[0]))
+    broken = sum(v.status is Status.ERROR for v in run.verdicts)
+    rest = f" {_sentence(run, there[1])}" if len(there) > 1 else ""
+    return Overall(
+        "ERROR", f"{broken} of {len(run.verdicts)} verdicts could not be computed.{rest}"
+    )
 
 
 def _sentence(run: Run, worst: Status) -> str:
-    found = [v for v in run.verdicts if v.status is worst]
-    if worst is Status.ERROR:
-        return f"{len(found)} of {len(run.verdicts)} checks could not be computed."
-    check = found[0].check
-    hits = sum(v.check == check for v in found)
-    total = sum(v.check == check for v in run.verdicts)
-    subject = f"the feature visualizations of {hits} of {_units(total)}"
+    check, row = next((c, r) for c, r in by_check(run).items() if r[worst.name])
+    hits, total = row[worst.name], sum(row.values())
     if worst is Status.PASS:
         return f"No discrepancy was detected in the feature visualizations of {_units(total)}."
     if worst is Status.INCONCLUSIVE:
         return f"It stays open for {hits} of {_units(total)} whether “{claim(check)}”."
     text = _FAILED.get(check_name(check), f"do not meet {check}")
-    return f"T{subject[1:]} {text}."
+    return f"The feature visualizations of {hits} of {_units(total)} {text}."
 
 
 def _units(count: int) -> str:
@@ -245,7 +247,7 @@ def limits(run: Run) -> tuple[str, ...]:
 def _data_limit(run: Run) -> str:
     skipped = len(run.data.get("skipped", ()))
     labels = "labelled" if run.data.get("labelled") else "not labelled"
-    left = f" {skipped} files could not be used." if skipped else ""
+    left = f" Files that could not be used: {skipped}." if skipped else ""
     return (
         f"Behind every number stand {photographs(run)}, {labels}. Crops of one photograph are not "
         f"independent: photographs are counted.{left}"
@@ -299,10 +301,10 @@ def _metric_limit(run: Run) -> str:
     variant = setting(run, "evidence", "variant")
     named = f"{variant} {metric.capitalize()}" if variant else metric
     repeats = setting(run, "engine", "repeats")
-    made = f" and {repeats} FVs a unit, made one way," if repeats else ""
+    made = f", on {repeats} FVs a unit that were made one way" if repeats else ""
     return (
-        f"Only {named} similarity{made} was looked at. Another metric, other layers or another "
-        "way of making FVs may see more or less."
+        f"Activations were compared by {named} similarity only{made}. Another metric, other "
+        "layers or another way of making FVs may show more or less."
     )
 
 
@@ -327,12 +329,14 @@ def _short(value: Any) -> str | None:
 
 def findings(run: Run) -> dict[str, list[Verdict]]:
     """The verdicts that are not PASS, by check, the most severe first."""
-    table: dict[str, list[Verdict]] = {}
+    table: dict[str, list[Verdict]] = {check: [] for check in by_check(run)}
     for v in run.verdicts:
         if v.status is not Status.PASS:
-            table.setdefault(v.check, []).append(v)
+            table[v.check].append(v)
     return {
-        check: sorted(rows, key=lambda v: FINDINGS.index(v.status)) for check, rows in table.items()
+        check: sorted(rows, key=lambda v: FINDINGS.index(v.status))
+        for check, rows in table.items()
+        if rows
     }
 
 

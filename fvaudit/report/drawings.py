@@ -15,7 +15,7 @@ from fvaudit.records import Estimate, LayerResult, LayerSimilarity, UnitResult
 from fvaudit.report import digest
 
 
-CLIP = (-2.0, 2.0)  # of P; beyond it is an arrow
+CLIP = (-2.0, 2.0)  # of P at most; beyond it is an arrow
 _POINTS = 40  # of a trace, at most
 
 
@@ -131,7 +131,9 @@ def _normalised(
 ) -> str:
     """P as a curve; values outside the axis as arrows that say them."""
     values = [row.normalised.value for row in path]
-    curve = [(at, axis.at(v)) if math.isfinite(v) else None for at, v in zip(x, values, strict=True)]
+    curve = [
+        (at, axis.at(v)) if math.isfinite(v) else None for at, v in zip(x, values, strict=True)
+    ]
     inside = [p for p, v in zip(curve, values, strict=True) if p and axis.low <= v <= axis.high]
     lines = [
         f'<polyline class="line fv" points="{_points(part)}"/>'
@@ -163,8 +165,24 @@ def _level(value: float, label: str, axis: Axis, left: float, right: float, kind
     )
 
 
-def _signed(value: float, digits: int = 1) -> str:
-    return f"{value:.{digits}f}".replace("-", "−")
+def _p_axis(path: Sequence[LayerSimilarity], bottom: float, top: float) -> Axis:
+    """At least from -0.5 to 1.5, at most `CLIP`: one early layer must not flatten the others."""
+    ends = [(r.normalised, r.band_low, r.band_high) for r in path]
+    found = [v for e, low, high in ends for v in (e.value, e.low, e.high, low, high)]
+    known = [v for v in found if math.isfinite(v)] or [0.0]
+    low = next((v for v in (-0.5, -1.0) if v <= min(known)), CLIP[0])
+    return Axis(low, 1.5 if max(known) <= 1.5 else CLIP[1], bottom, top)
+
+
+def _p_levels(axis: Axis, left: float, right: float) -> list[str]:
+    """Grid lines: 0 and 1 mean something, the ends only measure."""
+    ends = [_level(v, _signed(v), axis, left, right) for v in (axis.low, axis.high)]
+    zero = _level(0, "0", axis, left, right, "zero")
+    return [*ends, zero, _level(1, "1", axis, left, right, "one")]
+
+
+def _signed(value: float) -> str:
+    return f"{value:.4g}".replace("-", "−")
 
 
 def _spoken(path: Sequence[LayerSimilarity]) -> str:
@@ -177,8 +195,8 @@ def _spoken(path: Sequence[LayerSimilarity]) -> str:
 
 def unit_path(r: UnitResult) -> Markup:
     """P(l) of one unit from shallow to deep, over the band of held-out natural images."""
-    left, right, top, bottom = 20.0, 276.0, 6.0, 92.0
-    axis = Axis(*CLIP, bottom, top)
+    left, right, top, bottom = 26.0, 276.0, 6.0, 92.0
+    axis = _p_axis(r.path, bottom, top)
     x = _columns(len(r.path), left, right)
     label = f"Path similarity of {r.unit} by layer: {_spoken(r.path)}"
     if not r.path:
@@ -188,9 +206,7 @@ def unit_path(r: UnitResult) -> Markup:
         names.append(_text(right, 106, r.path[-1].layer, "end"))
     body = [
         _hatched(r.path, x, top, bottom - top),
-        _level(-2, "−2", axis, left, right),
-        _level(0, "0", axis, left, right, "zero"),
-        _level(1, "1", axis, left, right, "one"),
+        *_p_levels(axis, left, right),
         _band(x, [(row.band_low, row.band_high) for row in r.path], axis, "natural"),
         _normalised(r.path, x, axis, "triangle"),
         *names,
@@ -208,11 +224,11 @@ def layer_panel(result: LayerResult) -> Markup:
     body = [
         *_similarities(path, x, left, right),
         *_normalised_part(path, x, left, right),
-        *(_tick(at, 262, row.layer) for at, row in zip(x, path, strict=True)),
+        *(_tick(at, 267, row.layer) for at, row in zip(x, path, strict=True)),
         *(_tooltip(at, row, (right - left) / len(path)) for at, row in zip(x, path, strict=True)),
     ]
     longest = max(len(row.layer) for row in path)
-    return _svg(440, 272 + min(90, 4.6 * longest), label, body, "panel")
+    return _svg(440, 266 + min(80, 3.9 * longest + 8), label, body, "panel")
 
 
 def _similarities(
@@ -254,14 +270,12 @@ def _estimates(
 def _normalised_part(
     path: Sequence[LayerSimilarity], x: Sequence[float], left: float, right: float
 ) -> list[str]:
-    axis = Axis(*CLIP, 252, 176)
+    axis = _p_axis(path, 256, 176)
     ends = [(row.normalised.low, row.normalised.high) for row in path]
     body = [
         _text(4, 168, "P = (FV − others) / (same − others)", kind="head"),
-        _hatched(path, x, 176, 76),
-        _level(-2, "−2", axis, left, right),
-        _level(0, "0", axis, left, right, "zero"),
-        _level(1, "1", axis, left, right, "one"),
+        _hatched(path, x, 176, 80),
+        *_p_levels(axis, left, right),
         _text(right + 5, axis.at(1) + 3.5, "own group", kind="same"),
         _text(right + 5, axis.at(0) + 3.5, "any photo", kind="diff"),
         _band(x, ends, axis, "fv"),
@@ -274,7 +288,9 @@ def _normalised_part(
 
 def _similarity_axis(path: Sequence[LayerSimilarity], bottom: float, top: float) -> Axis:
     """From 0, or below it where a similarity is negative, to the next tenth above all."""
-    found = [v for row in path for e in (row.fv, row.same, row.diff) for v in (e.value, e.low, e.high)]
+    found = [
+        v for row in path for e in (row.fv, row.same, row.diff) for v in (e.value, e.low, e.high)
+    ]
     known = [v for v in found if math.isfinite(v)] or [0.0]
     low = min(0.0, math.floor(10 * min(known)) / 10)
     return Axis(low, max(0.2, math.ceil(10 * max(known)) / 10), bottom, top)
@@ -333,18 +349,24 @@ def scale(r: UnitResult) -> Markup:
 
 
 def _photograph_marks(named: dict[str, float], axis: Axis) -> str:
-    """A tick and a label each, on lines of their own so that they never overlap."""
+    """A tick and a label each; the stronger one's label is the nearer, so no leader crosses it."""
+    (weak, low), (strong, high) = named.items()
     parts = []
-    for (name, value), y in zip(named.items(), (47.0, 61.0), strict=True):
-        if math.isfinite(value):
-            parts.append(f'<path class="mark same" d="M{_n(axis.at(value))},23v{_n(y - 31)}"/>')
-            parts.append(_label(axis.at(value), y, f"{name} {digest.number(value)}", "same"))
-        else:
-            parts.append(_text(8, y, f"{name}: {digest.UNKNOWN}", kind="same"))
-    low, high = named.values()
     if math.isfinite(low + high):
         parts.append(f'<path class="range" d="M{_n(axis.at(low))},30H{_n(axis.at(high))}"/>')
+    parts.append(_photograph(axis, strong, high, 47, leader=True))
+    parts.append(_photograph(axis, weak, low, 61, leader=axis.at(high) < 150))
     return "".join(parts)
+
+
+def _photograph(axis: Axis, name: str, value: float, y: float, leader: bool) -> str:
+    if not math.isfinite(value):
+        return _text(8, y, f"{name}: {digest.UNKNOWN}", kind="same")
+    x, text = axis.at(value), f"{name} {digest.number(value)}"
+    mark = f'<path class="mark same" d="M{_n(x)},24V{_n(y if leader else 36)}"/>'
+    if x < 150:
+        return mark + _text(x + 4, y, text, kind="same")
+    return mark + _text(x - 4, y, text, "end", "same")
 
 
 def _label(x: float, y: float, text: str, kind: str) -> str:
@@ -368,7 +390,9 @@ def trace(values: Sequence[float], unit: str) -> Markup:
     kept = [*known[::step], known[-1]]
     axis = Axis(min(kept), max(kept), 22, 2)
     points = [(1 + 118 * i / (len(kept) - 1), axis.at(v)) for i, v in enumerate(kept)]
-    return _svg(120, 24, label, [f'<polyline class="line fv" points="{_points(points)}"/>'], "spark")
+    return _svg(
+        120, 24, label, [f'<polyline class="line fv" points="{_points(points)}"/>'], "spark"
+    )
 
 
 def gauge(estimate: Estimate | None, low: float, high: float) -> Markup:
@@ -376,11 +400,11 @@ def gauge(estimate: Estimate | None, low: float, high: float) -> Markup:
     if estimate is None or not math.isfinite(estimate.value):
         return Markup("")
     ends = [v for v in (estimate.low, estimate.high, estimate.value) if math.isfinite(v)]
-    axis = Axis(min(low, *ends), max(high, *ends), 6, 234)
+    axis = Axis(min(low, math.floor(min(ends))), max(high, math.ceil(max(ends))), 6, 234)
     body = [
         '<path class="grid zero" d="M6,12H234"/>',
-        _text(6, 28, _signed(axis.low, 0)),
-        _text(234, 28, _signed(axis.high, 0), "end"),
+        _text(6, 28, _signed(axis.low)),
+        _text(234, 28, _signed(axis.high), "end"),
     ]
     if estimate.known:
         body.append(

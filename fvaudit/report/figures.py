@@ -25,7 +25,7 @@ _CURVES = (  # attribute, label, colour, marker, dash
     ("same", "within the natural group", "#0072B2", "o", "--"),
     ("diff", "group with other photographs", "#555555", "s", ":"),
 )
-_STYLE = {
+_STYLE: Any = {
     "svg.hashsalt": "fvaudit",
     "svg.fonttype": "none",
     "text.parse_math": False,  # a layer's name may hold a dollar sign

@@ -74,7 +74,6 @@ class Card:
     naturals: tuple[Natural, ...]
     path: Markup
     scale: Markup
-    resolvable: str
     facts: tuple[tuple[str, str], ...]
     verdicts: tuple[Verdict, ...]
     command: str | None
@@ -188,7 +187,6 @@ def _card(
         naturals=_naturals(r, embedded),
         path=drawings.unit_path(r),
         scale=drawings.scale(r),
-        resolvable=f"{sum(row.resolvable for row in r.path)} of {len(r.path)} layers resolvable",
         facts=_facts(r),
         verdicts=verdicts,
         command=command(run, r.unit),
@@ -206,9 +204,7 @@ def _made(run: Run, r: UnitResult, name: str, response: float, size: thumbnails.
     )
 
 
-def _naturals(
-    r: UnitResult, embedded: dict[str, tuple[str, str | None]]
-) -> tuple[Natural, ...]:
+def _naturals(r: UnitResult, embedded: dict[str, tuple[str, str | None]]) -> tuple[Natural, ...]:
     shown = zip(r.exemplars, r.exemplar_responses, strict=True)
     found = list(shown)[: thumbnails.EXEMPLARS]
     return tuple(
@@ -219,10 +215,12 @@ def _naturals(
 
 def _facts(r: UnitResult) -> tuple[tuple[str, str], ...]:
     return (
-        ("path score", digest.interval(r.score)),
-        ("p", f"{digest.number(r.p_value, 3)} (least {digest.number(r.p_attainable, 3)})"),
-        ("weaker photographs", digest.interval(r.quantile)),
-        ("margin, MADs", digest.interval(r.margin, 1)),
+        ("Path score", digest.interval(r.score)),
+        ("p-value", digest.number(r.p_value, 3)),
+        ("Weaker photographs", digest.interval(r.quantile)),
+        ("Resolvable layers", f"{sum(row.resolvable for row in r.path)} of {len(r.path)}"),
+        ("Smallest possible p", digest.number(r.p_attainable, 3)),
+        ("Margin, MADs", digest.interval(r.margin, 1)),
     )
 
 
@@ -237,7 +235,9 @@ def command(run: Run, unit: str) -> str | None:
         return None
     if found.position is not None:
         return None
-    layer = found.layer if re.fullmatch(r"[A-Za-z][\w.-]*", found.layer) else json.dumps(found.layer)
+    layer = (
+        found.layer if re.fullmatch(r"[A-Za-z][\w.-]*", found.layer) else json.dumps(found.layer)
+    )
     name = run.folder.resolve().name
     out = f"{name}-{figures.file_name(found.layer)}-{found.channel}"
     change = f"units=[{{layer: {layer}, channels: [{found.channel}]}}]"

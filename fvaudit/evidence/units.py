@@ -1,0 +1,141 @@
+"""Everything that is measured of one unit, as one record.
+
+natural group   images of the class, for a logit whose class the labels name; otherwise the
+                unit's strongest exemplars. One image per photograph either way.
+others          the remaining photographs (of other classes, where labels say so)
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from fvaudit.evidence import exemplars, path, similarity, support
+from fvaudit.evidence.activations import Features
+from fvaudit.records import ImageSet, Unit, UnitResult
+
+
+SHOWN = 6  # exemplars that a report shows
+
+
+@dataclasses.dataclass(frozen=True)
+class Natural:
+    """Natural images and what the model makes of them."""
+
+    images: ImageSet
+    features: Features
+    pairs: Mapping[str, Float[np.ndarray, "n n"]]  # layer -> similarity of all pairs
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Which natural images a visualization is compared with."""
+
+    members: Int[np.ndarray, " g"]  # one image per photograph
+    others: Int[np.ndarray, " o"]  # images of other photographs, crops included
+    text: str  # how it was chosen, in words
+
+
+def natural(images: ImageSet, features: Features) -> Natural:
+    """Natural images with all their pairwise similarities, computed once for all units."""
+    vectors = features.vectors
+    pairs = {layer: similarity.similarity_matrix(v, v) for layer, v in vectors.items()}
+    return Natural(images, features, pairs)
+
+
+def measure(
+    unit: Unit,
+    label: str,
+    known: Natural,
+    fv: Features,
+    layers: tuple[str, ...],
+    *,
+    images: tuple[str, ...],
+    group_size: int,
+    level: float,
+    replicates: int,
+    rng: np.random.Generator,
+) -> UnitResult:
+    """Path similarity, support and exemplars of one unit.
+
+    Args:
+        unit: the unit.
+        label: what it stands for, if known.
+        known: natural images and their features in all `layers`.
+        fv: features of the unit's visualizations, one per repeat.
+        layers: the path, shallow to deep, ending at the unit's layer.
+        images: where the visualizations are stored, for the record.
+        group_size: photographs in the natural group.
+        level: of every interval.
+        replicates: of every bootstrap.
+        rng: drives every bootstrap and draw.
+    """
+    photograph = known.images.group
+    response = known.features.responses[unit.layer][:, unit.channel]
+    fv_response = fv.responses[unit.layer][:, unit.channel]
+    group = choose_group(unit, known, response, group_size)
+    profile = _profile(known, fv, layers, group, level, replicates, rng)
+    found = support.support(
+        fv_response, response, photograph, level=level, replicates=replicates, rng=rng
+    )
+    shown = exemplars.strongest(response, photograph, SHOWN)
+    return UnitResult(
+        unit=str(unit),
+        label=label,
+        group=group.text,
+        photographs=len(group.members),
+        others=len(np.unique(photograph[group.others])),
+        exemplars=tuple(known.images.ids[i] for i in shown),
+        exemplar_responses=tuple(float(response[i]) for i in shown),
+        images=images,
+        fv_responses=tuple(map(float, fv_response)),
+        path=profile.rows,
+        score=profile.score,
+        p_value=profile.p_value,
+        p_attainable=profile.p_attainable,
+        natural_median=found.natural_median,
+        natural_max=found.natural_max,
+        quantile=found.quantile,
+        margin=found.margin,
+    )
+
+
+def choose_group(unit: Unit, known: Natural, response: Float[np.ndarray, " n"], size: int) -> Group:
+    """The natural group of a unit and the images that it is held against."""
+    photograph, labels = known.images.group, known.images.labels
+    of_class = np.zeros(len(photograph), bool)
+    if labels is not None and unit.layer == "logits":
+        of_class = labels == unit.channel
+    if len(np.unique(photograph[of_class])) >= size:
+        members = exemplars.first_of_each(np.flatnonzero(of_class), photograph)[:size]
+        text, own = f"images labelled with class {unit.channel}", of_class
+    else:
+        members = exemplars.strongest(response, photograph, size)
+        text, own = "the unit's strongest natural exemplars", np.zeros(len(photograph), bool)
+    own = own | np.isin(photograph, photograph[members])
+    return Group(members, np.flatnonzero(~own), text)
+
+
+def _profile(known, fv, layers, group, level, replicates, rng) -> path.PathProfile:
+    members, others = group.members, group.others
+    vectors = known.features.vectors
+    blocks = [
+        (
+            similarity.similarity_matrix(fv.vectors[layer], vectors[layer][members]),
+            known.pairs[layer][np.ix_(members, members)],
+            known.pairs[layer][np.ix_(members, others)],
+        )
+        for layer in layers
+    ]
+    with_fv, same, diff = (np.stack(block) for block in zip(*blocks, strict=True))
+    return path.path_profile(
+        layers,
+        with_fv,
+        same,
+        diff,
+        known.images.group[others],
+        level=level,
+        replicates=replicates,
+        rng=rng,
+    )
