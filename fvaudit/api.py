@@ -1,4 +1,4 @@
-"""Single calls for notebooks and scripts: the same evidence as an audit, without a run directory."""
+"""Single calls for notebooks and scripts: an audit's evidence without a run directory."""
 
 from collections.abc import Sequence
 

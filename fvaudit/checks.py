@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 from fvaudit.evidence.stats import benjamini_hochberg
 from fvaudit.records import Estimate, Status, UnitResult, Verdict
@@ -47,10 +48,10 @@ def not_distinguishable(fdr: float = 0.05, severity: Status = Status.FAIL) -> Ch
     text = f"not_distinguishable(fdr={fdr})"
 
     def judge(results: Sequence[UnitResult]) -> tuple[Verdict, ...]:
-        q = benjamini_hochberg(np.array([r.p_value for r in results], float))
-        return tuple(
-            _test_verdict(text, r, float(v), fdr, severity) for r, v in zip(results, q, strict=True)
-        )
+        p = np.array([r.p_value for r in results], float)
+        best = _best_q(p, np.array([r.p_attainable for r in results], float))
+        rows = zip(results, benjamini_hochberg(p), best, strict=True)
+        return tuple(_test_verdict(text, r, float(q), float(b), fdr, severity) for r, q, b in rows)
 
     return Check(text, "the FV's path cannot be told from a natural image's", judge)
 
@@ -82,32 +83,38 @@ def _path_verdict(text: str, r: UnitResult, threshold: float, severity: Status) 
     return Verdict(text, r.unit, status, r.score, threshold, reason)
 
 
-def _test_verdict(text: str, r: UnitResult, q: float, fdr: float, severity: Status) -> Verdict:
+def _best_q(p: Float[np.ndarray, " u"], attainable: Float[np.ndarray, " u"]):
+    """The q-value that each unit would have had if its own path had been the strangest possible."""
+    best = np.full(len(p), np.nan)
+    for i in np.flatnonzero(np.isfinite(p)):
+        best[i] = benjamini_hochberg(np.where(np.arange(len(p)) == i, attainable, p))[i]
+    return best
+
+
+def _test_verdict(
+    text: str, r: UnitResult, q: float, best: float, fdr: float, severity: Status
+) -> Verdict:
     p = Estimate(r.p_value, math.nan, math.nan, 1 - fdr, r.photographs, "conformal", "p-value")
     facts = f"p = {r.p_value:.3f}, q = {q:.3f} against {r.photographs} natural photographs"
     if math.isnan(q):
-        reason = f"No p-value: only {r.photographs} photographs in the natural group."
-        return Verdict(text, r.unit, Status.INCONCLUSIVE, p, fdr, reason)
-    if q <= fdr:
-        return Verdict(
-            text, r.unit, severity, p, fdr, f"The FV's path is told apart from natural: {facts}."
-        )
-    if r.p_attainable > fdr:
+        status = Status.INCONCLUSIVE
+        reason = f"No p-value could be computed ({r.photographs} photographs in the group)."
+    elif q <= fdr:
+        status = severity
+        reason = f"The FV's path is told apart from natural ones: {facts}."
+    elif best > fdr:
+        status = Status.INCONCLUSIVE
         reason = (
-            f"{facts}; with so few photographs p cannot fall below {r.p_attainable:.3f}, so "
-            f"nothing could be detected at a false discovery rate of {fdr}."
+            f"Nothing could have been detected: {facts}; with so few photographs p cannot fall "
+            f"below {r.p_attainable:.3f}, which would still be q = {best:.3f} > {fdr}."
         )
-        return Verdict(text, r.unit, Status.INCONCLUSIVE, p, fdr, reason)
-    reason = (
-        f"No discrepancy detected: {facts}; only a path less natural than all but "
-        f"{_allowed(r, fdr)} of the group's photographs could have been seen."
-    )
-    return Verdict(text, r.unit, Status.PASS, p, fdr, reason)
-
-
-def _allowed(r: UnitResult, fdr: float) -> int:
-    """How many natural images may look stranger than an FV that is still detected (single test)."""
-    return max(0, math.floor(fdr * (r.photographs + 1)) - 1)
+    else:
+        status = Status.PASS
+        reason = (
+            f"No discrepancy detected: {facts}; a path stranger than all {r.photographs} "
+            f"photographs' (q = {best:.3f}) would have been."
+        )
+    return Verdict(text, r.unit, status, p, fdr, reason)
 
 
 def _drive_verdict(text: str, r: UnitResult, threshold: float, severity: Status) -> Verdict:

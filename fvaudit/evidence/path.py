@@ -82,13 +82,13 @@ def path_profile(
         similarities are undefined.
     """
     blocks = _blocks(fv, same, diff, photograph)
-    (l, r, g), p = blocks.fv.shape, blocks.diff.shape[2]
+    (_, r, g), p = blocks.fv.shape, blocks.diff.shape[2]
     if g < 2 or p < 1 or r < 1:
         return _unknown(layers, level, g)
     point = _statistics(blocks, np.ones((1, r)), np.ones((1, g)), np.ones((1, p)))
     draws = [bootstrap_weights(n, replicates, rng) for n in (r, g, p)]
     drawn = _statistics(blocks, *draws)
-    spread = np.std(drawn["same"] - drawn["diff"], axis=1)
+    spread = np.ma.std(np.ma.masked_invalid(drawn["same"] - drawn["diff"]), axis=1).filled(np.nan)
     gap = (point["same"] - point["diff"])[:, 0]
     resolvable = np.isfinite(gap) & (gap > 2 * spread)
     band = _band(blocks, point, resolvable)

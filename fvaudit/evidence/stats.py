@@ -52,7 +52,7 @@ def percentile_interval(values: Float[np.ndarray, " b"], level: float, n: int) -
 
 
 def conformal_p(null: Float[np.ndarray, " n"], observed: float) -> float:
-    """Rank of an observation among exchangeable ones; small means unusually low. NaN in, NaN out."""
+    """Rank of an observation among exchangeable ones; small is unusually low; NaN stays NaN."""
     if np.isnan(observed) or np.isnan(null).any() or not len(null):
         return float("nan")
     return float((1 + np.sum(null <= observed)) / (len(null) + 1))

@@ -114,6 +114,14 @@ def unit_status(run: Run) -> dict[str, Status | None]:
     return found
 
 
+def by_subject(run: Run) -> dict[str, list[Verdict]]:
+    """Verdicts by what they are about."""
+    table: dict[str, list[Verdict]] = {}
+    for v in run.verdicts:
+        table.setdefault(v.subject, []).append(v)
+    return table
+
+
 def counts(run: Run) -> dict[str, int]:
     """Units by status, the most severe last; NOT JUDGED only where there are such units."""
     found = list(unit_status(run).values())

@@ -16,29 +16,33 @@ from fvaudit.report import digest
 
 
 CLIP = (-2.0, 2.0)  # of P at most; beyond it is an arrow
-_POINTS = 40  # of a trace, at most
+_POINTS = 24  # of a trace, at most
+
+
+Pixel = float | int
 
 
 class Axis(NamedTuple):
     """A linear map from values to pixels."""
 
-    low: float
-    high: float
-    start: float  # pixel of `low`
-    end: float  # pixel of `high`
+    low: Pixel
+    high: Pixel
+    start: Pixel  # pixel of `low`
+    end: Pixel  # pixel of `high`
+    digits: int = 1  # decimals of a pixel; 0 where a page holds hundreds of drawings
 
-    def at(self, value: float) -> float:
+    def at(self, value: Pixel) -> Pixel:
         """The pixel of a value, clipped to the axis."""
         clipped = min(max(value, self.low), self.high)
         span = self.high - self.low
         share = (clipped - self.low) / span if span else 0.5
-        return self.start + share * (self.end - self.start)
+        return round(self.start + share * (self.end - self.start), self.digits)
 
 
-Point = tuple[float, float]  # pixels
+Point = tuple[Pixel, Pixel]  # pixels
 
 
-def _n(value: float) -> str:
+def _n(value: Pixel) -> str:
     """A coordinate: a tenth of a pixel, without a trailing zero."""
     text = f"{value:.1f}".removesuffix(".0")
     return "0" if text == "-0" else text
@@ -54,16 +58,16 @@ def _stretches(points: Sequence[Point | None]) -> list[list[Point]]:
     return [[p for p in part if p is not None] for there, part in groups if there]
 
 
-def _svg(width: float, height: float, label: str, body: Sequence[str], kind: str) -> Markup:
+def _svg(width: Pixel, height: Pixel, label: str, body: Sequence[str], kind: str) -> Markup:
     return Markup(
         f'<svg class="{kind}" viewBox="0 0 {_n(width)} {_n(height)}" role="img" '
         f'aria-label="{escape(label)}">{"".join(body)}</svg>'
     )
 
 
-def _text(x: float, y: float, text: str, anchor: str = "", kind: str = "") -> str:
-    more = f' text-anchor="{anchor}"' if anchor else ""
-    more += f' class="{kind}"' if kind else ""
+def _text(x: Pixel, y: Pixel, text: str, anchor: str = "", kind: str = "") -> str:
+    kinds = " ".join(filter(None, (anchor, kind)))
+    more = f' class="{kinds}"' if kinds else ""
     return f'<text x="{_n(x)}" y="{_n(y)}"{more}>{escape(text)}</text>'
 
 
@@ -88,7 +92,7 @@ def _markers(points: Sequence[Point], kind: str, marker: str) -> str:
     return f'<path class="{marker} {kind}" d="{d}"/>'
 
 
-def _band(x: Sequence[float], ends: Sequence[tuple[float, float]], axis: Axis, kind: str) -> str:
+def _band(x: Sequence[Pixel], ends: Sequence[tuple[Pixel, Pixel]], axis: Axis, kind: str) -> str:
     """The area between low and high, broken where either is NaN."""
     found = [
         (at, axis.at(low), axis.at(high)) if math.isfinite(low + high) else None
@@ -99,7 +103,7 @@ def _band(x: Sequence[float], ends: Sequence[tuple[float, float]], axis: Axis, k
     return "".join(f'<polygon class="band {kind}" points="{_outline(p)}"/>' for p in parts)
 
 
-def _outline(part: Sequence[tuple[float, float, float]]) -> str:
+def _outline(part: Sequence[tuple[Pixel, Pixel, Pixel]]) -> str:
     if len(part) == 1:  # one layer alone still shows how wide its interval is
         x, low, high = part[0]
         part = [(x - 3, low, high), (x + 3, low, high)]
@@ -107,13 +111,13 @@ def _outline(part: Sequence[tuple[float, float, float]]) -> str:
     return _points([*there, *((x, high) for x, _, high in reversed(part))])
 
 
-def _columns(count: int, left: float, right: float) -> list[float]:
+def _columns(count: int, left: Pixel, right: Pixel) -> list[Pixel]:
     """Pixel of each layer: the middle of its share of the width."""
     step = (right - left) / max(count, 1)
     return [left + step * (i + 0.5) for i in range(count)]
 
 
-def _hatched(path: Sequence[LayerSimilarity], x: Sequence[float], top: float, height: float) -> str:
+def _hatched(path: Sequence[LayerSimilarity], x: Sequence[Pixel], top: Pixel, height: Pixel) -> str:
     """Neighbouring unresolvable layers as one hatched area."""
     half = (x[1] - x[0]) / 2 if len(x) > 1 else 20
     flags = [at if not row.resolvable else None for at, row in zip(x, path, strict=True)]
@@ -127,7 +131,7 @@ def _hatched(path: Sequence[LayerSimilarity], x: Sequence[float], top: float, he
 
 
 def _normalised(
-    path: Sequence[LayerSimilarity], x: Sequence[float], axis: Axis, marker: str
+    path: Sequence[LayerSimilarity], x: Sequence[Pixel], axis: Axis, marker: str
 ) -> str:
     """P as a curve; values outside the axis as arrows that say them."""
     values = [row.normalised.value for row in path]
@@ -148,7 +152,7 @@ def _normalised(
     return "".join(lines) + _markers(inside, "fv", marker) + "".join(arrows)
 
 
-def _beyond(point: Point, value: float, layer: str, axis: Axis) -> str:
+def _beyond(point: Point, value: Pixel, layer: str, axis: Axis) -> str:
     x, y = point
     tip = "l-3.2,-5.6h6.4z" if value < axis.low else "l-3.2,5.6h6.4z"
     return (
@@ -157,31 +161,32 @@ def _beyond(point: Point, value: float, layer: str, axis: Axis) -> str:
     )
 
 
-def _level(value: float, label: str, axis: Axis, left: float, right: float, kind: str = "") -> str:
+def _level(value: Pixel, label: str, axis: Axis, left: Pixel, right: Pixel, kind: str = "") -> str:
     y = _n(axis.at(value))
+    kinds = f"grid {kind}".rstrip()
     return (
-        f'<path class="grid {kind}" d="M{_n(left)},{y}H{_n(right)}"/>'
+        f'<path class="{kinds}" d="M{_n(left)},{y}H{_n(right)}"/>'
         f"{_text(left - 4, axis.at(value) + 3.5, label, 'end')}"
     )
 
 
-def _p_axis(path: Sequence[LayerSimilarity], bottom: float, top: float) -> Axis:
+def _p_axis(path: Sequence[LayerSimilarity], bottom: Pixel, top: Pixel, digits: int = 1) -> Axis:
     """At least from -0.5 to 1.5, at most `CLIP`: one early layer must not flatten the others."""
     ends = [(r.normalised, r.band_low, r.band_high) for r in path]
     found = [v for e, low, high in ends for v in (e.value, e.low, e.high, low, high)]
     known = [v for v in found if math.isfinite(v)] or [0.0]
     low = next((v for v in (-0.5, -1.0) if v <= min(known)), CLIP[0])
-    return Axis(low, 1.5 if max(known) <= 1.5 else CLIP[1], bottom, top)
+    return Axis(low, 1.5 if max(known) <= 1.5 else CLIP[1], bottom, top, digits)
 
 
-def _p_levels(axis: Axis, left: float, right: float) -> list[str]:
+def _p_levels(axis: Axis, left: Pixel, right: Pixel) -> list[str]:
     """Grid lines: 0 and 1 mean something, the ends only measure."""
     ends = [_level(v, _signed(v), axis, left, right) for v in (axis.low, axis.high)]
     zero = _level(0, "0", axis, left, right, "zero")
     return [*ends, zero, _level(1, "1", axis, left, right, "one")]
 
 
-def _signed(value: float) -> str:
+def _signed(value: Pixel) -> str:
     return f"{value:.4g}".replace("-", "−")
 
 
@@ -196,8 +201,8 @@ def _spoken(path: Sequence[LayerSimilarity]) -> str:
 def unit_path(r: UnitResult) -> Markup:
     """P(l) of one unit from shallow to deep, over the band of held-out natural images."""
     left, right, top, bottom = 26.0, 276.0, 6.0, 92.0
-    axis = _p_axis(r.path, bottom, top)
-    x = _columns(len(r.path), left, right)
+    axis = _p_axis(r.path, bottom, top, digits=0)
+    x = [float(round(v)) for v in _columns(len(r.path), left, right)]
     label = f"Path similarity of {r.unit} by layer: {_spoken(r.path)}"
     if not r.path:
         return _svg(280, 30, label, [_text(140, 18, "no path was measured", "middle")], "plot")
@@ -208,7 +213,7 @@ def unit_path(r: UnitResult) -> Markup:
         _hatched(r.path, x, top, bottom - top),
         *_p_levels(axis, left, right),
         _band(x, [(row.band_low, row.band_high) for row in r.path], axis, "natural"),
-        _normalised(r.path, x, axis, "triangle"),
+        _normalised(r.path, x, axis, "round"),
         *names,
     ]
     return _svg(280, 110, label, body, "plot")
@@ -216,11 +221,11 @@ def unit_path(r: UnitResult) -> Markup:
 
 def layer_panel(result: LayerResult) -> Markup:
     """S_fv, S_same and S_diff above, P below, over the same layers."""
-    path, left, right = result.path, 34.0, 366.0
+    path, left, right = result.path, 34.0, 370.0
     x = _columns(len(path), left, right)
     label = f"Path of the {result.units} audited units of {result.layer}: {_spoken(path)}"
     if not path:
-        return _svg(440, 30, label, [_text(220, 18, "no path was measured", "middle")], "panel")
+        return _svg(452, 30, label, [_text(220, 18, "no path was measured", "middle")], "panel")
     body = [
         *_similarities(path, x, left, right),
         *_normalised_part(path, x, left, right),
@@ -228,11 +233,11 @@ def layer_panel(result: LayerResult) -> Markup:
         *(_tooltip(at, row, (right - left) / len(path)) for at, row in zip(x, path, strict=True)),
     ]
     longest = max(len(row.layer) for row in path)
-    return _svg(440, 266 + min(80, 3.9 * longest + 8), label, body, "panel")
+    return _svg(452, 266 + min(80, 3.9 * longest + 8), label, body, "panel")
 
 
 def _similarities(
-    path: Sequence[LayerSimilarity], x: Sequence[float], left: float, right: float
+    path: Sequence[LayerSimilarity], x: Sequence[Pixel], left: Pixel, right: Pixel
 ) -> list[str]:
     axis = _similarity_axis(path, bottom=146, top=20)
     curves = (
@@ -242,7 +247,7 @@ def _similarities(
     )
     body = [_text(4, 11, "Similarity of activations", kind="head"), _hatched(path, x, 20, 126)]
     body += [_level(v, _signed(v), axis, left, right) for v in _ticks(axis)]
-    ends: list[tuple[float, str, str]] = []
+    ends: list[tuple[Pixel, str, str]] = []
     for kind, marker, name, pick in curves:
         body.append(_estimates(path, x, axis, kind, marker, pick))
         last = pick(path[-1]).value
@@ -253,7 +258,7 @@ def _similarities(
 
 def _estimates(
     path: Sequence[LayerSimilarity],
-    x: Sequence[float],
+    x: Sequence[Pixel],
     axis: Axis,
     kind: str,
     marker: str,
@@ -268,7 +273,7 @@ def _estimates(
 
 
 def _normalised_part(
-    path: Sequence[LayerSimilarity], x: Sequence[float], left: float, right: float
+    path: Sequence[LayerSimilarity], x: Sequence[Pixel], left: Pixel, right: Pixel
 ) -> list[str]:
     axis = _p_axis(path, 256, 176)
     ends = [(row.normalised.low, row.normalised.high) for row in path]
@@ -282,11 +287,12 @@ def _normalised_part(
         _normalised(path, x, axis, "triangle"),
     ]
     if any(not row.resolvable for row in path):
-        body.append(_text(right, 168, "hatched: not resolvable", "end"))
+        body.append(_text(right + 5, 241, "hatched: not"))
+        body.append(_text(right + 5, 253, "resolvable"))
     return body
 
 
-def _similarity_axis(path: Sequence[LayerSimilarity], bottom: float, top: float) -> Axis:
+def _similarity_axis(path: Sequence[LayerSimilarity], bottom: Pixel, top: Pixel) -> Axis:
     """From 0, or below it where a similarity is negative, to the next tenth above all."""
     found = [
         v for row in path for e in (row.fv, row.same, row.diff) for v in (e.value, e.low, e.high)
@@ -296,7 +302,7 @@ def _similarity_axis(path: Sequence[LayerSimilarity], bottom: float, top: float)
     return Axis(low, max(0.2, math.ceil(10 * max(known)) / 10), bottom, top)
 
 
-def _ticks(axis: Axis) -> list[float]:
+def _ticks(axis: Axis) -> list[Pixel]:
     step = next(s for s in (0.1, 0.2, 0.5, 1.0, 5.0, math.inf) if axis.high - axis.low <= 5 * s)
     if math.isinf(step):
         return [axis.low, axis.high]
@@ -304,7 +310,7 @@ def _ticks(axis: Axis) -> list[float]:
     return [i * step for i in range(first, math.floor(axis.high / step + 1e-9) + 1)]
 
 
-def _end_labels(ends: list[tuple[float, str, str]], x: float) -> list[str]:
+def _end_labels(ends: list[tuple[Pixel, str, str]], x: Pixel) -> list[str]:
     """Each curve's name at its end, moved apart where they would overlap."""
     body, before = [], -math.inf
     for y, name, kind in sorted(ends):
@@ -313,14 +319,12 @@ def _end_labels(ends: list[tuple[float, str, str]], x: float) -> list[str]:
     return body
 
 
-def _tick(x: float, y: float, name: str) -> str:
+def _tick(x: Pixel, y: Pixel, name: str) -> str:
     place = f"{_n(x + 3)},{_n(y)}"
-    return (
-        f'<text text-anchor="end" transform="translate({place})rotate(-50)">{escape(name)}</text>'
-    )
+    return f'<text class="end" transform="translate({place})rotate(-50)">{escape(name)}</text>'
 
 
-def _tooltip(x: float, row: LayerSimilarity, width: float) -> str:
+def _tooltip(x: Pixel, row: LayerSimilarity, width: Pixel) -> str:
     found = (("FV", row.fv), ("same", row.same), ("others", row.diff), ("P", row.normalised))
     parts = "; ".join(f"{name} {digest.interval(e)}" for name, e in found)
     more = "" if row.resolvable else " (not resolvable)"
@@ -339,7 +343,7 @@ def scale(r: UnitResult) -> Markup:
     made = ", ".join(digest.number(v) for v in r.fv_responses)
     label = f"Response of {r.unit}: {said}, feature visualizations {made}"
     everything = [0.0, *known.values(), *responses]
-    axis = Axis(min(everything), max(everything), 8, 272)
+    axis = Axis(min(everything), max(everything), 8, 272, digits=0)
     body = ['<path class="grid zero" d="M4,30H276"/>', _photograph_marks(named, axis)]
     if responses:
         middle = (axis.at(min(responses)) + axis.at(max(responses))) / 2
@@ -348,7 +352,7 @@ def scale(r: UnitResult) -> Markup:
     return _svg(280, 66, label, body, "plot")
 
 
-def _photograph_marks(named: dict[str, float], axis: Axis) -> str:
+def _photograph_marks(named: dict[str, Pixel], axis: Axis) -> str:
     """A tick and a label each; the stronger one's label is the nearer, so no leader crosses it."""
     (weak, low), (strong, high) = named.items()
     parts = []
@@ -359,7 +363,7 @@ def _photograph_marks(named: dict[str, float], axis: Axis) -> str:
     return "".join(parts)
 
 
-def _photograph(axis: Axis, name: str, value: float, y: float, leader: bool) -> str:
+def _photograph(axis: Axis, name: str, value: Pixel, y: Pixel, leader: bool) -> str:
     if not math.isfinite(value):
         return _text(8, y, f"{name}: {digest.UNKNOWN}", kind="same")
     x, text = axis.at(value), f"{name} {digest.number(value)}"
@@ -369,7 +373,7 @@ def _photograph(axis: Axis, name: str, value: float, y: float, leader: bool) -> 
     return mark + _text(x - 4, y, text, "end", "same")
 
 
-def _label(x: float, y: float, text: str, kind: str) -> str:
+def _label(x: Pixel, y: Pixel, text: str, kind: str) -> str:
     """Beside or over a mark, inside the drawing."""
     half = 2.7 * len(text)
     if x - half < 4:
@@ -379,23 +383,23 @@ def _label(x: float, y: float, text: str, kind: str) -> str:
     return _text(x, y, text, "middle", kind)
 
 
-def trace(values: Sequence[float], unit: str) -> Markup:
+def trace(values: Sequence[Pixel]) -> Markup:
     """The objective over the optimization's steps, thinned."""
     known = [v for v in values if math.isfinite(v)]
-    label = f"Objective of {unit} over {len(values)} steps"
+    label = f"Objective over {len(values)} steps"
     if len(known) < 2:
-        return _svg(120, 24, f"{label}: not recorded", [], "spark")
+        return _svg(150, 31, f"{label}: not recorded", [], "spark")
     label += f", from {digest.number(known[0])} to {digest.number(known[-1])}"
     step = max(1, math.ceil(len(known) / _POINTS))
     kept = [*known[::step], known[-1]]
-    axis = Axis(min(kept), max(kept), 22, 2)
-    points = [(1 + 118 * i / (len(kept) - 1), axis.at(v)) for i, v in enumerate(kept)]
+    axis = Axis(min(kept), max(kept), 29, 2, digits=0)
+    points = [(float(round(1 + 148 * i / (len(kept) - 1))), axis.at(v)) for i, v in enumerate(kept)]
     return _svg(
-        120, 24, label, [f'<polyline class="line fv" points="{_points(points)}"/>'], "spark"
+        150, 31, label, [f'<polyline class="line fv" points="{_points(points)}"/>'], "spark"
     )
 
 
-def gauge(estimate: Estimate | None, low: float, high: float) -> Markup:
+def gauge(estimate: Estimate | None, low: Pixel, high: Pixel) -> Markup:
     """A number and its interval on an axis."""
     if estimate is None or not math.isfinite(estimate.value):
         return Markup("")

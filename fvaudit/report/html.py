@@ -22,7 +22,7 @@ from fvaudit.store import Run
 
 
 LIMIT = 4_900_000  # bytes of the page: it must be sent by mail and open at once
-_TEXT_PER_UNIT = 5_000  # bytes of markup that a unit's card and table rows take, measured
+_TEXT_PER_UNIT = 6_300  # bytes of markup that a unit's card and table rows take, measured
 _OPEN_ROWS = 40  # a table of findings up to this length starts opened
 SYMBOLS = {
     "PASS": "✓",
@@ -112,7 +112,10 @@ def _template() -> jinja2.Template:
 def _context(run: Run, size: thumbnails.Size) -> dict[str, Any]:
     keys = {r.unit: f"u{i}" for i, r in enumerate(run.units)}
     embedded = _embedded(run, size)
-    cards = [_card(run, r, keys[r.unit], embedded, size) for r in run.units]
+    verdicts = digest.by_subject(run)
+    cards = [
+        _card(run, r, keys[r.unit], verdicts.get(r.unit, ()), embedded, size) for r in run.units
+    ]
     return {
         "run": run,
         "name": run.folder.resolve().name,
@@ -171,10 +174,10 @@ def _card(
     run: Run,
     r: UnitResult,
     key: str,
+    verdicts: Sequence[Verdict],
     embedded: dict[str, tuple[str, str | None]],
     size: thumbnails.Size,
 ) -> Card:
-    verdicts = tuple(v for v in run.verdicts if v.subject == r.unit)
     status = max((v.status for v in verdicts), default=None)
     return Card(
         key=key,
@@ -188,7 +191,7 @@ def _card(
         path=drawings.unit_path(r),
         scale=drawings.scale(r),
         facts=_facts(r),
-        verdicts=verdicts,
+        verdicts=tuple(verdicts),
         command=command(run, r.unit),
     )
 
@@ -199,7 +202,7 @@ def _made(run: Run, r: UnitResult, name: str, response: float, size: thumbnails.
         uri=thumbnails.picture(run.folder, name, size),
         strip=None if found is None else thumbnails.strip(found.shots, size),
         steps=() if found is None else found.steps,
-        trace=Markup("") if found is None else drawings.trace(found.trace, r.unit),
+        trace=Markup("") if found is None else drawings.trace(found.trace),
         response=digest.number(response),
     )
 

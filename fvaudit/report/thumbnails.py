@@ -96,7 +96,8 @@ def exemplar(folder: pathlib.Path, image_id: str, size: Size) -> str | None:
 def trajectory(folder: pathlib.Path, name: str) -> Trajectory | None:
     """Reads the .npz beside a picture; None where it is missing or damaged."""
     try:
-        with np.load((folder / name).with_suffix(".npz"), allow_pickle=False) as file:
+        content = (folder / name).with_suffix(".npz").read_bytes()
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
             shots, steps, trace = file["shots"], file["steps"], file["trace"]
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
         return None
