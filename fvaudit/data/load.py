@@ -1,0 +1,300 @@
+"""`load_images`: a spec and a model -> natural images at the model's input size.
+
+Photographs are resized so that their short side has the model's length, and their centre is cut
+out. Further crops are random resized crops (a quarter to all of the area, aspect 3/4 to 4/3,
+mirrored half of the time), drawn from a stream of the photograph's own: which other photographs
+are loaded does not matter. Crops of one photograph share its `group`.
+"""
+
+import difflib
+import hashlib
+import math
+import pathlib
+import zipfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+from PIL import Image
+
+from fvaudit.data.decode import BadImage, decode
+from fvaudit.data.samples import samples
+from fvaudit.data.sources import Entry, folder_entries, zip_entries
+from fvaudit.records import AuditError, ImageSet
+
+
+MAX_MEMORY = 16 * 2**30  # of decoded pixels, in bytes
+THREADS = 4  # Pillow releases the interpreter lock while it decodes and resizes
+
+
+class Classes(Protocol):
+    """One class of a model."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def wnid(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+
+
+class ForModel(Protocol):
+    """What loading needs to know of a model: `input` (size, resize, interpolation), `classes`."""
+
+    @property
+    def input(self) -> Any: ...
+    @property
+    def classes(self) -> Sequence[Classes]: ...
+
+
+class _Photograph(NamedTuple):
+    name: str
+    label: int  # -1: not known
+    picture: Callable[[], Image.Image]  # raises BadImage
+
+
+def load_images(
+    spec: Any,
+    model: ForModel,
+    *,
+    limit: int | None = None,
+    crops: int = 1,
+    on_bad: Literal["skip", "refuse"] = "skip",
+    classes: Sequence[Classes] | None = None,
+    seed: int = 0,
+) -> ImageSet:
+    """Loads natural images for a model.
+
+    Args:
+        spec: a folder of images, a folder with a folder per class, a zip of either, an `.npz`
+            (`images` (n, h, w, 3) uint8, or float in [0, 1]; optionally `labels`, `ids`, `group`),
+            or "samples".
+        model: gives input size, resize rule, and class names for class folders.
+        limit: at most this many photographs, spread evenly over classes and drawn by the seed.
+        crops: images per photograph, the centre crop first.
+        on_bad: "skip" unusable files and list them in `skipped`, or "refuse" to go on.
+        classes: what class folders are called, if the model does not know.
+        seed: of `limit` and of random crops.
+
+    Raises:
+        AuditError: if the source does not exist, holds no usable image, names unknown classes,
+            would not fit in memory, or has bad images that are refused.
+    """
+    if crops < 1 or (limit is not None and limit < 1):
+        raise AuditError(f"crops and limit must be at least 1, got crops={crops}, limit={limit}.")
+    if on_bad not in ("skip", "refuse"):
+        raise AuditError(f"on_bad must be 'skip' or 'refuse', got {on_bad!r}.")
+    found, group = _photographs(spec, model.classes if classes is None else classes)
+    chosen = _limited(found, limit, seed)
+    _require_memory(len(chosen), crops, model)
+    with ThreadPoolExecutor(THREADS) as pool:
+        cut = list(pool.map(lambda i: _cut(found[i], model.input, crops, seed), chosen))
+    return _assembled(spec, found, group, chosen, cut, crops, on_bad)
+
+
+def _photographs(spec: Any, classes) -> tuple[list[_Photograph], list[int]]:
+    """All photographs that a spec names, sorted by name, and the group of each."""
+    if spec == "samples":
+        found = [
+            _Photograph(s.path.name, s.label, lambda s=s: decode(s.path.read_bytes()))
+            for s in samples()
+        ]
+        return found, list(range(len(found)))
+    path = pathlib.Path(spec)
+    if not path.exists():
+        raise AuditError(
+            f"There are no images at {path}. Expected a folder, a .zip, an .npz, or 'samples'."
+        )
+    if path.suffix.lower() == ".npz":
+        return _from_npz(path)
+    if path.is_dir():
+        entries = folder_entries(path)
+    elif zipfile.is_zipfile(path) or path.suffix.lower() == ".zip":
+        entries = zip_entries(path)
+    else:
+        raise AuditError(f"{path} is neither a folder nor a .zip nor an .npz of images.")
+    if not entries:
+        raise AuditError(f"{path} holds no image files (.jpg, .png, .webp, ...).")
+    labels = _labels(path, entries, classes)
+    found = [
+        _Photograph(e.name, label, lambda e=e: decode(e.read()))
+        for e, label in zip(entries, labels, strict=True)
+    ]
+    return found, list(range(len(found)))
+
+
+def _labels(path: pathlib.Path, entries: list[Entry], classes) -> list[int]:
+    folders = sorted({e.folder for e in entries})
+    if folders == [""]:
+        return [-1] * len(entries)
+    if "" in folders:
+        loose = next(e.name for e in entries if not e.folder)
+        raise AuditError(
+            f"{path} holds images beside class folders ({loose}, {folders[1]}/). Move the images "
+            "into folders, or the folders away."
+        )
+    known = _class_names(classes)
+    unknown = [f for f in folders if _key(f) not in known]
+    if unknown and not (len(folders) == len(unknown) == 1):
+        near = difflib.get_close_matches(_key(unknown[0]), known, n=1)
+        hint = f"; nearest to {unknown[0]!r} is {near[0]!r}" if near else ""
+        raise AuditError(
+            f"{path}: class folders {', '.join(unknown[:5])} name no class of the model{hint}. "
+            "Name folders by WordNet id, class name or index, or give a table of classes "
+            "(images.classes: a TSV of index, wnid, name)."
+        )
+    return [known.get(_key(e.folder), -1) for e in entries]
+
+
+def _class_names(classes) -> dict[str, int]:
+    """Folder name -> class index: WordNet ids, then names, then plain numbers."""
+    names = {str(c.index): c.index for c in classes}
+    names |= {_key(c.name): c.index for c in classes}
+    return names | {c.wnid.lower(): c.index for c in classes}
+
+
+def _key(text: str) -> str:
+    return text.lower().replace("_", " ").strip()
+
+
+def _from_npz(path: pathlib.Path) -> tuple[list[_Photograph], list[int]]:
+    arrays = _read_npz(path)
+    if "images" not in arrays:
+        raise AuditError(f"{path} has no array 'images'; it has {', '.join(arrays) or 'none'}.")
+    images = arrays["images"]
+    _require_pictures(path, images)
+    n = len(images)
+    labels, group = arrays.get("labels", np.full(n, -1)), arrays.get("group", np.arange(n))
+    ids = arrays.get("ids", np.array([f"{i:06d}" for i in range(n)]))
+    for name, array in (("labels", labels), ("group", group), ("ids", ids)):
+        if array.shape != (n,):
+            raise AuditError(f"{path}: '{name}' has shape {array.shape}, expected ({n},).")
+    found = [
+        _Photograph(str(ids[i]), int(labels[i]), lambda i=i: _picture(images[i])) for i in range(n)
+    ]
+    return found, [int(g) for g in group]
+
+
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Arrays of an .npz without pickle; declared sizes are checked before anything is read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > MAX_MEMORY:
+            raise AuditError(f"{path} unpacks to {size} bytes; at most {MAX_MEMORY} are read.")
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in ("images", "labels", "ids", "group")
+                    if name in file.files} or dict.fromkeys(file.files)  # fmt: skip
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError, MemoryError) as error:
+        if isinstance(error, AuditError):
+            raise
+        raise AuditError(f"{path} is not a readable .npz of plain arrays ({error}).") from None
+
+
+def _require_pictures(path: pathlib.Path, images: np.ndarray) -> None:
+    if images.ndim != 4 or images.shape[3] != 3:
+        raise AuditError(f"{path}: 'images' has shape {images.shape}, expected (n, h, w, 3).")
+    if images.dtype == np.uint8:
+        return
+    inside = images.dtype.kind == "f" and images.size and images.min() >= 0 and images.max() <= 1
+    if not inside:
+        raise AuditError(
+            f"{path}: 'images' must be uint8, or float in [0, 1]; got {images.dtype} in "
+            f"[{images.min() if images.size else 0}, {images.max() if images.size else 0}]."
+        )
+
+
+def _picture(array: np.ndarray) -> Image.Image:
+    if array.dtype == np.uint8:
+        return Image.fromarray(array)
+    return Image.fromarray(np.round(array * 255).astype(np.uint8))
+
+
+def _limited(found: list[_Photograph], limit: int | None, seed: int) -> list[int]:
+    """Which photographs to use: classes take turns, each in an order drawn by the seed."""
+    if limit is None or limit >= len(found):
+        return list(range(len(found)))
+    rng = np.random.default_rng(seed)
+    turns: dict[int, list[int]] = {}
+    for i in rng.permutation(len(found)):
+        turns.setdefault(found[i].label, []).append(int(i))
+    queue = [(turn, label, i) for label, mine in turns.items() for turn, i in enumerate(mine)]
+    return sorted(i for _, _, i in sorted(queue)[:limit])
+
+
+def _require_memory(photographs: int, crops: int, model: ForModel) -> None:
+    height, width = model.input.size
+    needed = photographs * crops * height * width * 3 * 4
+    if needed > MAX_MEMORY:
+        raise AuditError(
+            f"{photographs} photographs with {crops} crops need {needed / 2**30:.0f} GiB of "
+            f"memory; set limit to {MAX_MEMORY * photographs // needed} or fewer."
+        )
+
+
+def _cut(photograph: _Photograph, spec: Any, crops: int, seed: int) -> list[np.ndarray] | str:
+    """The crops of one photograph, or the reason why there are none."""
+    try:
+        picture = photograph.picture()
+    except BadImage as reason:
+        return str(reason)
+    stream = hashlib.sha256(photograph.name.encode()).digest()[:8]
+    rng = np.random.default_rng([seed, int.from_bytes(stream, "little")])
+    cut = [centre_crop(picture, spec)]
+    cut += [_random_crop(picture, spec, rng) for _ in range(crops - 1)]
+    return [np.asarray(c, np.float32) / 255 for c in cut]
+
+
+def centre_crop(picture: Image.Image, spec: Any) -> Image.Image:
+    """Short side to `spec.resize`, then the central `spec.size`; an exact fit is left alone."""
+    height, width = spec.size
+    if picture.size == (width, height):
+        return picture
+    scale = max(spec.resize / min(picture.size), width / picture.width, height / picture.height)
+    size = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
+    resized = picture.resize(size, _filter(spec))
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    return resized.crop((left, top, left + width, top + height))
+
+
+def _random_crop(picture: Image.Image, spec: Any, rng: np.random.Generator) -> Image.Image:
+    height, width = spec.size
+    area = rng.uniform(0.25, 1) * picture.width * picture.height
+    aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+    w = min(picture.width, math.sqrt(area * aspect))
+    h = min(picture.height, math.sqrt(area / aspect))
+    left, top = rng.uniform(0, picture.width - w), rng.uniform(0, picture.height - h)
+    crop = picture.resize((width, height), _filter(spec), box=(left, top, left + w, top + h))
+    mirror = rng.random() < 0.5
+    return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirror else crop
+
+
+def _filter(spec: Any) -> Image.Resampling:
+    return {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[
+        spec.interpolation
+    ]
+
+
+def _assembled(spec, found, group, chosen, cut, crops, on_bad) -> ImageSet:
+    bad = tuple((found[i].name, c) for i, c in zip(chosen, cut, strict=True) if isinstance(c, str))
+    if bad and on_bad == "refuse":
+        listed = "; ".join(f"{name}: {reason}" for name, reason in bad[:5])
+        raise AuditError(
+            f"{len(bad)} images of {spec} cannot be used: {listed}. Remove or repair them, or set "
+            "images.on_bad to skip."
+        )
+    good = [(i, c) for i, c in zip(chosen, cut, strict=True) if not isinstance(c, str)]
+    if not good:
+        raise AuditError(f"None of the {len(chosen)} images of {spec} can be used: {bad[:3]}.")
+    labels = np.array([found[i].label for i, _ in good for _ in range(crops)])
+    _, groups = np.unique([group[i] for i, _ in good for _ in range(crops)], return_inverse=True)
+    names = [f"{found[i].name}#{k}" if k else found[i].name for i, _ in good for k in range(crops)]
+    return ImageSet(
+        pixels=np.stack([c for _, mine in good for c in mine]),
+        ids=tuple(names),
+        labels=labels if (labels >= 0).any() else None,
+        group=groups,
+        skipped=bad,
+        source=str(spec),
+    )
