@@ -45,9 +45,7 @@ def decode(content: bytes) -> Image.Image:
 def _require_size(picture: Image.Image) -> None:
     width, height = picture.size
     if width * height > MAX_PIXELS:
-        raise BadImage(
-            f"{width} x {height} pixels are more than {MAX_PIXELS // 10**6} megapixels"
-        )
+        raise BadImage(f"{width} x {height} pixels are more than {MAX_PIXELS // 10**6} megapixels")
     if min(width, height) < 1:
         raise BadImage("it has no pixels")
 

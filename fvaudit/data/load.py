@@ -13,7 +13,7 @@ import pathlib
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -28,6 +28,7 @@ MAX_MEMORY = 16 * 2**30  # of decoded pixels, in bytes
 THREADS = 4  # Pillow releases the interpreter lock while it decodes and resizes
 
 
+@runtime_checkable
 class Classes(Protocol):
     """One class of a model."""
 
@@ -39,6 +40,7 @@ class Classes(Protocol):
     def name(self) -> str: ...
 
 
+@runtime_checkable
 class ForModel(Protocol):
     """What loading needs to know of a model: `input` (size, resize, interpolation), `classes`."""
 
@@ -60,7 +62,7 @@ def load_images(
     *,
     limit: int | None = None,
     crops: int = 1,
-    on_bad: Literal["skip", "refuse"] = "skip",
+    on_bad: str = "skip",
     classes: Sequence[Classes] | None = None,
     seed: int = 0,
 ) -> ImageSet:
@@ -160,8 +162,6 @@ def _key(text: str) -> str:
 
 def _from_npz(path: pathlib.Path) -> tuple[list[_Photograph], list[int]]:
     arrays = _read_npz(path)
-    if "images" not in arrays:
-        raise AuditError(f"{path} has no array 'images'; it has {', '.join(arrays) or 'none'}.")
     images = arrays["images"]
     _require_pictures(path, images)
     n = len(images)
@@ -184,11 +184,13 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
         if size > MAX_MEMORY:
             raise AuditError(f"{path} unpacks to {size} bytes; at most {MAX_MEMORY} are read.")
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in ("images", "labels", "ids", "group")
-                    if name in file.files} or dict.fromkeys(file.files)  # fmt: skip
+            if "images" not in file.files:
+                raise AuditError(f"{path} has no array 'images'; it has {', '.join(file.files)}.")
+            wanted = ("images", "labels", "ids", "group")
+            return {name: file[name] for name in wanted if name in file.files}
+    except AuditError:
+        raise
     except (zipfile.BadZipFile, ValueError, OSError, EOFError, MemoryError) as error:
-        if isinstance(error, AuditError):
-            raise
         raise AuditError(f"{path} is not a readable .npz of plain arrays ({error}).") from None
 
 

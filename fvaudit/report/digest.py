@@ -185,7 +185,13 @@ def _sentence(run: Run, worst: Status) -> str:
     if worst is Status.INCONCLUSIVE:
         return f"It stays open for {hits} of {_units(total)} whether “{claim(check)}”."
     text = _FAILED.get(check_name(check), f"do not meet {check}")
-    return f"The feature visualizations of {hits} of {_units(total)} {text}."
+    return f"The feature visualizations of {hits} of {_units(total)} {text}{_open(row)}."
+
+
+def _open(row: dict[str, int]) -> str:
+    """Undecided units must not be read as passed ones."""
+    undecided = row[Status.INCONCLUSIVE.name]
+    return f"; for {undecided} it stays open" if undecided else ""
 
 
 def _units(count: int) -> str:
@@ -279,10 +285,12 @@ def _resolution_limit(run: Run) -> str:
     open_ = sum(not row.resolvable for row in rows)
     if not rows:
         return ""
+    scored = sum(math.isfinite(r.score.value) for r in run.units)
     return (
         f"{open_} of {len(rows)} comparisons (unit × layer) are not resolvable: there, natural "
         "images of the group are not measurably more alike than unrelated ones. They are flagged "
-        "and left out of every score."
+        f"and left out of every score. A path score exists for {scored} of "
+        f"{_units(len(run.units))}."
     )
 
 

@@ -216,6 +216,8 @@ def unit_path(r: UnitResult) -> Markup:
         _normalised(r.path, x, axis, "round"),
         *names,
     ]
+    if not any(row.resolvable for row in r.path):
+        body.append(_text((left + right) / 2, 53, "no layer is resolvable", "middle", "said"))
     return _svg(280, 110, label, body, "plot")
 
 

@@ -19,7 +19,7 @@ from fvaudit.report import digest
 from fvaudit.store import Run
 
 
-CLIP = -2.0  # P below this is drawn as an arrow; one early layer would flatten all others
+CLIP = (-2.0, 2.0)  # P beyond is said at the edge; one early layer would flatten all others
 _CURVES = (  # attribute, label, colour, marker, dash
     ("fv", "FV with its natural group", "#D55E00", "^", "-"),
     ("same", "within the natural group", "#0072B2", "o", "--"),
@@ -130,12 +130,17 @@ def _draw_normalised(axes: Any, path: Sequence[LayerSimilarity]) -> None:
     value, low, high = _curve(path, lambda row: row.normalised)
     axes.axhline(0, color="#555555", linewidth=0.8)
     axes.axhline(1, color="#0072B2", linewidth=0.8, linestyle="--")
-    axes.fill_between(x, np.maximum(low, CLIP), high, color="#D55E00", alpha=0.15, linewidth=0)
-    axes.plot(x, np.maximum(value, CLIP), color="#D55E00", marker="^", markersize=4)
-    for i in np.flatnonzero(value < CLIP):
-        axes.annotate(f"{value[i]:.1f} ↓", (i, CLIP), fontsize=7, ha="center", va="bottom")
+    axes.fill_between(x, np.clip(low, *CLIP), np.clip(high, *CLIP), color="#D55E00", alpha=0.15)
+    axes.plot(x, np.clip(value, *CLIP), color="#D55E00", marker="^", markersize=4)
+    for i in np.flatnonzero((value < CLIP[0]) | (value > CLIP[1])):
+        below = value[i] < CLIP[0]
+        text, at = (f"{value[i]:.1f} ↓", CLIP[0]) if below else (f"{value[i]:.1f} ↑", CLIP[1])
+        offset, side = ((0, 5), "bottom") if below else ((0, -5), "top")
+        axes.annotate(
+            text, (i, at), offset, textcoords="offset points", fontsize=7, ha="center", va=side
+        )
     _hatch(axes, path)
-    axes.set_ylim(CLIP - 0.1, max(1.25, min(2.5, float(np.nanmax([1.25, *high])))))
+    axes.set_ylim(CLIP[0] - 0.1, CLIP[1] + 0.1)
     axes.set_ylabel("P: 0 other photographs,\n1 own natural group")
 
 
