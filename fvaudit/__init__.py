@@ -62,7 +62,7 @@ _HOME = {
     "visualize": "optvis.visualize",
 }
 
-__all__ = [*_HOME]
+__all__ = [*_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -31,13 +31,17 @@ class Images(_Section):
     source: str = pydantic.Field(
         description="folder, zip, .npz, or 'samples'; relative to the config file"
     )
-    crops: Count = pydantic.Field(1, description="crops per photograph, the centre crop first")
-    limit: Count | None = pydantic.Field(None, description="use at most this many photographs")
+    crops: Count = pydantic.Field(
+        default=1, description="crops per photograph, the centre crop first"
+    )
+    limit: Count | None = pydantic.Field(
+        default=None, description="use at most this many photographs"
+    )
     on_bad: Literal["skip", "refuse"] = pydantic.Field(
-        "skip", description="what to do with an image that cannot be used"
+        default="skip", description="what to do with an image that cannot be used"
     )
     classes: str | None = pydantic.Field(
-        None, description="TSV (index, wnid, name) for class folders, if the model has none"
+        default=None, description="TSV (index, wnid, name) for class folders, if the model has none"
     )
 
 
@@ -45,10 +49,11 @@ class Units(_Section):
     """Which units of one layer."""
 
     layer: str
-    count: Count | None = pydantic.Field(None, description="so many, drawn by the seed")
+    count: Count | None = pydantic.Field(default=None, description="so many, drawn by the seed")
     channels: list[Annotated[int, pydantic.Field(ge=0)]] | Literal["labelled"] | None = (
         pydantic.Field(
-            None, description="these; or 'labelled': the classes that the images' labels name"
+            default=None,
+            description="these; or 'labelled': the classes that the images' labels name",
         )
     )
 
@@ -66,11 +71,11 @@ class Engine(_Section):
 
     parameterization: Literal["fourier", "pixels"] = "fourier"
     transforms: Literal["standard", "none"] = "standard"
-    steps: Count = pydantic.Field(512, description="Adam updates per image")
-    learning_rate: float = pydantic.Field(0.05, gt=0, description="of Adam")
-    repeats: Count = pydantic.Field(2, description="independent images per unit")
-    shots: Count = pydantic.Field(6, description="images kept of each trajectory")
-    lanes: Count = pydantic.Field(1, description="images per device and program; 1 on CPU")
+    steps: Count = pydantic.Field(default=512, description="Adam updates per image")
+    learning_rate: float = pydantic.Field(default=0.05, gt=0, description="of Adam")
+    repeats: Count = pydantic.Field(default=2, description="independent images per unit")
+    shots: Count = pydantic.Field(default=6, description="images kept of each trajectory")
+    lanes: Count = pydantic.Field(default=1, description="images per device and program; 1 on CPU")
 
 
 class Evidence(_Section):
@@ -79,44 +84,50 @@ class Evidence(_Section):
     metric: Literal["spearman", "pearson", "cosine"] = "spearman"
     variant: Literal["spatial", "pooled"] = "spatial"
     layers: list[str] | None = pydantic.Field(
-        None, description="layers of the path; the model's trunk unless given"
+        default=None, description="layers of the path; the model's trunk unless given"
     )
-    group: int = pydantic.Field(20, ge=2, description="photographs in a unit's natural group")
+    group: int = pydantic.Field(
+        default=20, ge=2, description="photographs in a unit's natural group"
+    )
     max_features: int = pydantic.Field(
-        32768, ge=16, le=2**24, description="features compared per layer, a seeded subset above it"
+        default=32768,
+        ge=16,
+        le=2**24,
+        description="features compared per layer, a seeded subset above it",
     )
-    replicates: int = pydantic.Field(1000, ge=100, description="bootstrap replicates")
-    level: Share = pydantic.Field(0.95, description="confidence level of every interval")
+    replicates: int = pydantic.Field(default=1000, ge=100, description="bootstrap replicates")
+    level: Share = pydantic.Field(default=0.95, description="confidence level of every interval")
 
 
 class Gate(_Section):
     """What every gate has."""
 
     severity: Literal["fail", "warn"] = pydantic.Field(
-        "fail", description="what a claim that does not hold becomes"
+        default="fail", description="what a claim that does not hold becomes"
     )
     conclusive: bool = pydantic.Field(
-        False, description="whether an inconclusive verdict stops the pipeline (exit code 3)"
+        default=False,
+        description="whether an inconclusive verdict stops the pipeline (exit code 3)",
     )
 
 
 class SamePath(Gate):
     """The FV is processed along the path of the natural images it is said to explain."""
 
-    min_score: Share = pydantic.Field(0.5, description="path score that the FV must reach")
+    min_score: Share = pydantic.Field(default=0.5, description="path score that the FV must reach")
 
 
 class NotDistinguishable(Gate):
     """The FV's path cannot be told from a natural image's."""
 
-    fdr: Share = pydantic.Field(0.05, description="false discovery rate over all units")
+    fdr: Share = pydantic.Field(default=0.05, description="false discovery rate over all units")
 
 
 class DrivesUnit(Gate):
     """The FV drives its unit more strongly than natural photographs do."""
 
     min_quantile: Share = pydantic.Field(
-        0.75, description="share of photographs that must drive the unit less than the FV"
+        default=0.75, description="share of photographs that must drive the unit less than the FV"
     )
 
 
@@ -138,7 +149,7 @@ class Config(_Section):
     engine: Engine = Engine()
     evidence: Evidence = Evidence()
     gates: Gates = Gates()
-    seed: int = pydantic.Field(0, ge=0, lt=2**31)
+    seed: int = pydantic.Field(default=0, ge=0, lt=2**31)
 
     @pydantic.model_validator(mode="after")
     def _layers_once(self) -> "Config":

@@ -289,14 +289,14 @@ def provenance(
     }
 
 
-def png(image: np.ndarray, chunks: PngImagePlugin.PngInfo | None = None) -> bytes:
+def png(image: Any, chunks: PngImagePlugin.PngInfo | None = None) -> bytes:
     """An image in [0, 1], shape (h, w, 3), as a PNG file's bytes."""
     buffer = io.BytesIO()
     Image.fromarray(_bytes(image)).save(buffer, "PNG", pnginfo=chunks)
     return buffer.getvalue()
 
 
-def _bytes(image: np.ndarray) -> np.ndarray:
+def _bytes(image: Any) -> np.ndarray:
     return np.round(np.asarray(image) * 255).astype(np.uint8)
 
 

@@ -110,7 +110,7 @@ def test_lite0_agrees_with_pytorch_at_every_tapped_layer(lite0):
 
 def _torch_forward(torch, image):
     """EfficientNet-Lite0 in functional PyTorch, straight from the checkpoint's names."""
-    from torch.nn import functional as F
+    F = torch.nn.functional
 
     from fvaudit.models import zoo
 

@@ -48,12 +48,12 @@ def test_operators_leave_their_operands_alone():
 
 def test_a_product_of_objectives_is_refused_by_python():
     with pytest.raises(TypeError):
-        Channel("a", 0) * Channel("a", 1)  # pyright: ignore[reportOperatorIssue]
+        _ = Channel("a", 0) * Channel("a", 1)  # pyright: ignore[reportOperatorIssue]
 
 
 def test_weights_must_be_finite():
     with pytest.raises(AuditError, match="must be finite, got nan"):
-        float("nan") * Channel("a", 0)
+        _ = float("nan") * Channel("a", 0)
 
 
 def test_a_batch_may_hold_different_units():

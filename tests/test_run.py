@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from fvaudit import run as running
-from fvaudit import store
 from fvaudit.config import validate
 from fvaudit.records import AuditError, Status
 from tests.tiny import pictures, tiny_model

@@ -1,5 +1,7 @@
 """Statistics against SciPy, closed forms and simulation."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import stats as reference
@@ -81,7 +83,7 @@ def test_binomial_is_clopper_pearson():
 
 def test_bootstrap_estimate_leaves_nan_out_and_refuses_to_guess():
     rng = np.random.default_rng(4)
-    settings = dict(level=0.95, replicates=200, unit="x", rng=rng)
+    settings: Any = dict(level=0.95, replicates=200, unit="x", rng=rng)
     e = stats.bootstrap_estimate(np.array([1.0, NAN, 3.0]), np.mean, **settings)
     assert (e.value, e.n) == (2.0, 2)
     assert np.isnan(stats.bootstrap_estimate(np.array([NAN]), np.mean, **settings).value)

@@ -18,8 +18,9 @@ def estimate(value=0.5, low=0.25, high=0.75):
 
 
 def result(unit="a:1", **changes):
-    row = LayerSimilarity("stem", *(estimate() for _ in range(3)), estimate(NAN, NAN, NAN),
-                          False, NAN, NAN)  # fmt: skip
+    row = LayerSimilarity(
+        "stem", estimate(), estimate(), estimate(), estimate(NAN, NAN, NAN), False, NAN, NAN
+    )
     base = UnitResult(
         unit=unit, label="", group="strongest exemplars", photographs=20, others=9,
         exemplars=("x.png", "y.png"), exemplar_responses=(2.0, 1.5), images=("images/a/1-0.png",),

@@ -1,5 +1,7 @@
 """Transforms: ranges really drawn, identity, independence, composition."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,11 +49,10 @@ def test_a_quarter_turn_is_numpys():
 def test_magnifying_agrees_with_scipy():
     got = transforms.compose(transforms.scale((1.25,))).apply(KEYS[0], IMAGE)
     centre = (np.array(IMAGE.shape[:2]) - 1) / 2
+    offset: Any = centre * 0.2
     expected = np.stack(
         [
-            ndimage.affine_transform(
-                np.asarray(IMAGE[..., c]), np.eye(2) / 1.25, centre * 0.2, order=1
-            )
+            ndimage.affine_transform(np.asarray(IMAGE[..., c]), np.eye(2) / 1.25, offset, order=1)
             for c in range(3)
         ],
         -1,

@@ -1,5 +1,7 @@
 """The engine: closed forms, byte-identity, trace counts."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,7 +87,7 @@ def test_shapes_range_and_record():
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_an_image_is_the_same_bytes_alone_and_in_a_batch(lanes):
     model = tiny_model()
-    settings = dict(steps=12, repeats=2, seed=4, lanes=lanes)
+    settings: Any = dict(steps=12, repeats=2, seed=4, lanes=lanes)
     units = [Channel("conv2", i) for i in range(5)]
     together = engine.visualize(model, units, **settings)
     for unit, expected in zip(units[::-1], together[::-1], strict=True):
@@ -116,7 +118,7 @@ def test_seed_repeat_and_unit_each_change_the_image():
 
 def test_one_compile_serves_all_units_of_a_layer():
     model = tiny_model()
-    settings = dict(steps=4)
+    settings: Any = dict(steps=4)
     engine.visualize(model, [Channel("conv2", 0)], **settings)
     TRACES.clear()
     engine.visualize(model, [Channel("conv2", i) for i in range(6)], **settings, repeats=2)

@@ -78,7 +78,7 @@ def pointwise(
 ) -> Float[Array, "n h w o"]:
     """A 1 x 1 convolution as one matrix product."""
     n, h, w, c = x.shape
-    return (x.reshape(n * h * w, c) @ kernel.reshape(c, -1)).reshape(n, h, w, -1)
+    return jnp.dot(x.reshape(n * h * w, c), kernel.reshape(c, -1)).reshape(n, h, w, -1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -150,7 +150,7 @@ def _shifted_sum(padded, taps, strides):
     """Sum over taps of taps[i, j] * padded shifted by (i, j), at stride `strides`."""
     (kh, kw), (sh, sw) = taps.shape[:2], strides
     p, q = (padded.shape[1] - kh) // sh + 1, (padded.shape[2] - kw) // sw + 1
-    total = None
+    total: Any = None
     for i in range(kh):
         for j in range(kw):
             shifted = padded[:, i : i + (p - 1) * sh + 1 : sh, j : j + (q - 1) * sw + 1 : sw]
@@ -235,8 +235,10 @@ def affine_sample(
     """
     above = image - ground  # so that outside is 0 and the sampling is linear
     if jax.default_backend() == "cpu":
-        return ground + _sample(above, matrix, shift, math.ceil(reach))
-    return ground + _gather_taps(above, matrix, shift)
+        sampled: Any = _sample(above, matrix, shift, math.ceil(reach))
+    else:
+        sampled = _gather_taps(above, matrix, shift)
+    return ground + sampled
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -7,10 +7,11 @@ image per call; `vmap` or several devices make many.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
@@ -24,10 +25,10 @@ Score = Callable[[Float[Array, "h w c"]], Float[Array, ""]]
 class Ascent(NamedTuple):
     """What one run of the loop leaves."""
 
-    image: Float[Array, "h w c"]  # final image in [0, 1]
-    activation: Float[Array, ""]  # score of the final image, untransformed
-    trace: Float[Array, " t"]  # score at every step, under that step's transform
-    shots: Float[Array, "k h w c"]  # images after the asked-for numbers of updates
+    image: Float[Array | np.ndarray, "h w c"]  # final image in [0, 1]
+    activation: Float[Array | np.ndarray, ""]  # score of the final image, untransformed
+    trace: Float[Array | np.ndarray, " t"]  # score at every step, under that step's transform
+    shots: Float[Array | np.ndarray, "k h w c"]  # images after the asked-for numbers of updates
 
 
 def maximize(
@@ -55,7 +56,7 @@ def maximize(
     """
     adam = optax.adam(learning_rate)
     init_key, step_key = jax.random.split(key)
-    latent = parameterization.init(init_key, size)
+    latent: Any = parameterization.init(init_key, size)
 
     def loss(z, t):
         image = parameterization.decode(z, size)

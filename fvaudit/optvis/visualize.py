@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -178,7 +178,7 @@ def image_key(seed: int, job: Job) -> Key[Array, ""]:
 
 def _by_structure(jobs: list[Job]) -> list[list[Job]]:
     """Jobs that can share a program, in order of first appearance."""
-    groups: dict[jax.tree_util.PyTreeDef, list[Job]] = {}
+    groups: dict[Any, list[Job]] = {}
     for job in jobs:
         groups.setdefault(jax.tree.structure(job.objective), []).append(job)
     return list(groups.values())
