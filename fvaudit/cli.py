@@ -11,7 +11,7 @@ import enum
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -32,6 +32,9 @@ class ExitCode(enum.IntEnum):
     INCOMPLETE = 3
     NOT_COMPARABLE = 4
 
+
+INTERRUPTED = "stopped; the same command goes on from here"
+SIGINT_CODE = 130  # what typer makes of Ctrl-C
 
 app = typer.Typer(
     name="fvaudit",
@@ -149,20 +152,25 @@ def init_command(
 def main() -> None:
     """Entry point: a user's mistake is one clear text and exit code 2, never a traceback."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except AuditError as error:
-        print(f"fvaudit: {error}", file=sys.stderr)
-        sys.exit(ExitCode.USAGE)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+        _stop(str(error), ExitCode.USAGE)
+    except OSError as error:  # a full disk, a folder that may not be written
+        _stop(f"{error}; the same command goes on once that is mended", ExitCode.INCOMPLETE)
     except (typer.Abort, KeyboardInterrupt):
-        print("fvaudit: stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(ExitCode.INCOMPLETE)
+        _stop(INTERRUPTED, ExitCode.INCOMPLETE)
     except Exception as error:
         if not hasattr(error, "format_message"):  # not one of click's own usage errors
             raise
-        print(f"fvaudit: {error.format_message()}", file=sys.stderr)  # pyright: ignore
-        sys.exit(ExitCode.USAGE)
+        _stop(error.format_message(), ExitCode.USAGE)  # pyright: ignore
+    if code == SIGINT_CODE:
+        _stop(INTERRUPTED, ExitCode.INCOMPLETE)
+    sys.exit(code or ExitCode.PASSED)
+
+
+def _stop(text: str, code: ExitCode) -> NoReturn:
+    print(f"fvaudit: {text}", file=sys.stderr)
+    sys.exit(code)
 
 
 def _finish(run: "Run", config: Any) -> None:

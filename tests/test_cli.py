@@ -1,0 +1,152 @@
+"""The command line: verbs, messages, exit codes; no traceback for a user's mistake."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from fvaudit import cli, plan
+from fvaudit import run as running
+from tests.tiny import pictures, tiny_model
+
+
+MODEL = tiny_model()
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    for module in (running, plan):
+        monkeypatch.setattr(module, "load_model", lambda name: MODEL)
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs the command line; returns (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fvaudit", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def config(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, image in enumerate(pictures(12)):
+        Image.fromarray(np.uint8(image * 255)).save(folder / f"{i:02d}.png")
+    data = {
+        "model": "tiny",
+        "images": {"source": "photos"},
+        "units": [{"layer": "conv2", "count": 2}],
+        "engine": {"steps": 4, "repeats": 1, "shots": 2},
+        "evidence": {"group": 5, "replicates": 100},
+        "gates": {
+            "same_path": {"severity": "warn"},
+            "not_distinguishable": {"severity": "warn"},
+            "drives_unit": {"severity": "warn"},
+        },
+    }
+    path = tmp_path / "audit.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+def test_run_computes_judges_and_renders(call, config, tmp_path):
+    code, out, err = call("run", config, "--out", tmp_path / "a")
+    assert (code, err) == (0, "")
+    assert "visualize 2/2" in out and "exit code 0: no gate failed" in out
+    assert (tmp_path / "a" / "report.html").stat().st_size > 10_000
+    assert (tmp_path / "a" / "summary.md").read_text().startswith("#")
+
+
+def test_check_judges_anew_without_computing(call, config, tmp_path, monkeypatch):
+    call("run", config, "--out", tmp_path / "a", "--no-report")
+    monkeypatch.setattr(running, "collect", None)
+    strict = ["--set", "gates.drives_unit={min_quantile: 0.999, severity: fail, conclusive: true}"]
+    code, out, _ = call("check", tmp_path / "a", *strict)
+    assert code in (1, 3) and f"exit code {code}" in out
+    verdicts = json.loads((tmp_path / "a" / "verdicts.json").read_text())
+    assert any(v["check"] == "drives_unit(min_quantile=0.999)" for v in verdicts)
+    assert call("check", tmp_path / "a")[0] == 0  # the run's own gates again
+
+
+def test_report_renders_the_same_bytes(call, config, tmp_path):
+    call("run", config, "--out", tmp_path / "a")
+    before = (tmp_path / "a" / "report.html").read_bytes()
+    (tmp_path / "a" / "report.html").unlink()
+    code, out, _ = call("report", tmp_path / "a")
+    assert code == 0 and str(tmp_path / "a" / "report.html") in out
+    assert (tmp_path / "a" / "report.html").read_bytes() == before
+
+
+def test_dry_run_prints_the_cost_and_writes_nothing(call, config, tmp_path):
+    code, out, _ = call("run", config, "--out", tmp_path / "a", "--dry-run")
+    assert code == 0 and not (tmp_path / "a").exists()
+    for word in ("units      2: conv2:", "compiles   3", "memory     about", "time       about"):
+        assert word in out
+
+
+def test_an_interrupt_says_how_to_go_on(call, config, tmp_path, monkeypatch):
+    def stop(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "_measure", stop)
+    code, _, err = call("run", config, "--out", tmp_path / "a")
+    assert code == 3 and "the same command goes on from here" in err
+
+
+def test_schema_and_init(call, tmp_path):
+    assert json.loads(call("schema")[1])["title"] == "Config"
+    code, out, _ = call("init", tmp_path / "new.yaml")
+    assert code == 0 and "fvaudit run" in out
+    assert yaml.safe_load((tmp_path / "new.yaml").read_text())["version"] == 1
+    code, _, err = call("init", tmp_path / "new.yaml")
+    assert code == 2 and "exists already" in err
+
+
+def test_list_prints_layers_and_shapes(call, monkeypatch):
+    monkeypatch.setattr("fvaudit.models.zoo.load_model", lambda name: MODEL)
+    code, out, _ = call("list", "--model", "tiny")
+    assert code == 0 and "* conv1" in out and "12 x 12 x 6" in out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["run", "missing.yaml", "--out", "x"], "There is no config file missing.yaml"),
+        (["run", "quickstart"], "Missing option '--out'"),
+        (["run", "quickstart", "--out", "x", "--set", "engin.steps=3"], "did you mean 'engine'"),
+        (["check", "nowhere"], "nowhere holds no audit"),
+        (["report", "nowhere"], "nowhere holds no audit"),
+        (["rnu"], "No such command 'rnu'"),
+        (["run", "--no-such-flag"], "No such option"),
+        (["init", "x.yaml", "--preset", "fast"], "no preset 'fast'. Known: quickstart"),
+    ],
+)
+def test_mistakes_are_one_text_and_exit_code_2(call, arguments, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(*arguments)
+    assert code == 2 and message in err and "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_layer_is_exit_code_2(call, config, tmp_path):
+    code, _, err = call("run", config, "--out", tmp_path / "a", "--set", "units.0.layer=conv9")
+    assert code == 2 and "no layer 'conv9'. Nearest: conv2" in err
+
+
+def test_help_names_every_verb_and_exit_code(call):
+    out = call("--help")[1]
+    for word in ("run", "check", "report", "list", "schema", "init", "Exit codes"):
+        assert word in out
