@@ -71,7 +71,7 @@ def drives_unit(min_quantile: float = 0.75, severity: Status = Status.FAIL) -> C
 
 def _path_verdict(text: str, r: UnitResult, threshold: float, severity: Status) -> Verdict:
     layers = f"{sum(row.resolvable for row in r.path)} of {len(r.path)} layers resolvable"
-    facts = f"path score {r.score} ({layers}, {r.photographs} photographs)"
+    facts = f"Path score {r.score} ({layers}, {r.photographs} photographs)"
     status = _against(r.score, threshold, severity)
     reason = {
         Status.PASS: f"{facts} reaches {threshold}; a path score below {r.score.low:.2f} is ruled "

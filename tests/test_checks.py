@@ -25,7 +25,7 @@ def judged(check, *results):
     [
         (estimate(0.8, 0.6, 0.9), Status.PASS, "a path score below 0.60 is ruled out"),
         (estimate(0.5, 0.5, 0.9), Status.PASS, "reaches 0.5"),
-        (estimate(0.2, 0.1, 0.3), Status.FAIL, r"path score 0.20 \[0.10, 0.30\].* is below 0.5"),
+        (estimate(0.2, 0.1, 0.3), Status.FAIL, r"Path score 0.20 \[0.10, 0.30\].* is below 0.5"),
         (estimate(0.5, 0.3, 0.7), Status.INCONCLUSIVE, "the interval spans 0.5"),
         (estimate(NAN, NAN, NAN), Status.INCONCLUSIVE, "No path score could be estimated"),
         (estimate(0.9, NAN, NAN), Status.INCONCLUSIVE, "No path score could be estimated"),
