@@ -28,11 +28,15 @@ class AuditError(ValueError):
 
 
 class Status(enum.IntEnum):
-    """What became of one check, ordered by severity: aggregation takes the worst."""
+    """What became of one check, ordered by severity: aggregation takes the worst.
+
+    A claim that is known to fail outranks one that is undecided, even where only a warning was
+    asked for. Exit codes do not follow this order: see `run.exit_code`.
+    """
 
     PASS = 0  # no discrepancy detected; says the smallest one that could have been seen
-    WARN = 1  # the claim failed, and the config asks only for a warning
-    INCONCLUSIVE = 2  # too little data, or an interval that spans the threshold
+    INCONCLUSIVE = 1  # too little data, or an interval that spans the threshold
+    WARN = 2  # the claim failed, and the config asks only for a warning
     FAIL = 3  # the claim failed
     ERROR = 4  # the check could not be computed
 
@@ -88,6 +92,8 @@ class Estimate:
         return all(map(math.isfinite, (self.value, self.low, self.high)))
 
     def __str__(self) -> str:
+        if not math.isfinite(self.value):
+            return "not estimated"
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 

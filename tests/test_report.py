@@ -76,7 +76,7 @@ def document(page) -> Document:
 
 def worst_by_hand(folder: pathlib.Path) -> dict[str, int]:
     """Counts from the files alone."""
-    severity = ["PASS", "WARN", "INCONCLUSIVE", "FAIL", "ERROR"]
+    severity = ["PASS", "INCONCLUSIVE", "WARN", "FAIL", "ERROR"]
     worst: dict[str, str] = {}
     for verdict in json.loads((folder / "verdicts.json").read_text()):
         before = worst.get(verdict["subject"], "PASS")

@@ -1,8 +1,7 @@
 """What the page, the Markdown summary and the terminal all say, so that they cannot disagree.
 
-Counting rule: a unit counts once, under the worst of its verdicts. The word for the whole run is
-the worst *finding* of any verdict: a claim that failed outranks one that stayed open, which the
-order of `Status` (made for one unit) does not.
+Counting rule: a unit counts once, under the worst of its verdicts; the word for the whole run is
+the worst of all verdicts.
 """
 
 import dataclasses
@@ -19,7 +18,7 @@ from fvaudit.store import Run
 
 UNKNOWN = "not estimated"
 NOT_JUDGED = "NOT JUDGED"
-FINDINGS = (Status.ERROR, Status.FAIL, Status.WARN, Status.INCONCLUSIVE, Status.PASS)
+FINDINGS = tuple(sorted(Status, reverse=True))
 
 # What a failed claim says of an FV, after "the feature visualizations of k of n units".
 _FAILED = {
