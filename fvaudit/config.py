@@ -75,7 +75,9 @@ class Engine(_Section):
     learning_rate: float = pydantic.Field(default=0.05, gt=0, description="of Adam")
     repeats: Count = pydantic.Field(default=2, description="independent images per unit")
     shots: Count = pydantic.Field(default=6, description="images kept of each trajectory")
-    lanes: Count = pydantic.Field(default=1, description="images per device and program; 1 on CPU")
+    lanes: Count = pydantic.Field(
+        default=1, description="images per device and program; more than 1 pays off on GPUs only"
+    )
 
 
 class Evidence(_Section):

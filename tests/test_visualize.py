@@ -31,11 +31,11 @@ def test_linear_unit_on_the_box_reaches_the_corner():
     w = jnp.asarray(np.random.default_rng(0).standard_normal((8, 8, 3)), jnp.float32)
     model = _function_model(lambda x: (x * w).sum((1, 2, 3)))
     (vis,) = engine.visualize(
-        model, [ClassLogit(0)], parameterization=pixels(), transforms=none(), steps=1500,
-        learning_rate=1.0,
+        model, [ClassLogit(0)], parameterization=pixels(decorrelate=False), transforms=none(),
+        steps=600, learning_rate=0.1,
     )  # fmt: skip
     best = float(jnp.maximum(w, 0).sum())
-    assert vis.activation[0] == pytest.approx(best, rel=0.01)  # a sigmoid never reaches 0 or 1
+    assert vis.activation[0] == pytest.approx(best, rel=2e-3)  # a sigmoid saturates
     clear = np.abs(w) > 0.1
     np.testing.assert_allclose(vis.images[0][clear], (w > 0)[clear], atol=0.02)
 

@@ -1,8 +1,10 @@
 """Many objectives -> batches of one fixed shape -> `Visualization` records.
 
 Every image is its own random stream: its key is folded from the audit's seed, the objective's
-text and the repeat. Every device works on `lanes` images at a time in a program of one fixed shape
-(short batches are padded), so an image is the same bytes alone, in a batch, or after a resume.
+text and the repeat. Every device works on `lanes` images in a program of one fixed shape (short batches are
+padded). On a CPU they are made one after the other, so an image is the same bytes alone, in a batch,
+or after a resume; on a GPU or TPU they are one batch, in which an image's last bits may depend on
+its place (not measured yet).
 """
 
 import dataclasses
@@ -89,7 +91,7 @@ def visualize(
         seed: of the whole audit; image streams are folded from it.
         learning_rate: of Adam.
         shot_steps: numbers of updates after which the image is kept as well.
-        lanes: images per device in one program; more pays off on GPUs only.
+        lanes: images per device in one program; more than 1 pays off on GPUs only.
 
     Returns:
         One `Visualization` per objective, in order.
@@ -161,10 +163,11 @@ def program(forward: Forward, size: tuple[int, int], layers: tuple[str, ...], re
         )
 
     def shard(params, objectives, keys):
-        if recipe.lanes > 1:
+        if jax.default_backend() != "cpu":
             return jax.vmap(one, in_axes=(None, 0, 0))(params, objectives, keys)
-        result = one(params, *jax.tree.map(lambda x: x[0], (objectives, keys)))
-        return jax.tree.map(lambda x: x[None], result)
+        # One after the other: faster here than a batch, and no image's rounding can depend on
+        # its neighbours.
+        return jax.lax.map(lambda job: one(params, *job), (objectives, keys))
 
     return devices.on_every_device(shard, shared=1)
 
