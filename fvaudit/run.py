@@ -25,7 +25,7 @@ import fvaudit
 from fvaudit import checks, store
 from fvaudit.config import Config, Gates, dump, load_config
 from fvaudit.evidence import summary
-from fvaudit.evidence.activations import Features, collect
+from fvaudit.evidence.activations import Features, collect, feature_count
 from fvaudit.evidence.units import measure, natural
 from fvaudit.models import devices
 from fvaudit.models.model import Model
@@ -157,7 +157,7 @@ def _open(folder, config, model, images, plan, fresh) -> None:
         )
     else:
         _clear(folder)
-    _describe(folder, config, model, images)
+    _describe(folder, config, model, images, plan)
     done = found is not None and not fresh and found["status"] == "complete"
     store.write_json(
         folder / "manifest.json", {**manifest, "status": "complete" if done else "started"}
@@ -194,7 +194,7 @@ def _clear(folder: pathlib.Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _describe(folder, config, model, images) -> None:
+def _describe(folder, config, model, images, plan) -> None:
     store.write_text(folder / "config.resolved.yaml", dump(config))
     store.write_json(folder / "env.json", environment())
     store.write_json(
@@ -215,8 +215,15 @@ def _describe(folder, config, model, images) -> None:
             "images": len(images.ids),
             "labelled": images.labels is not None,
             "skipped": images.skipped,
+            "features": {layer: _features(config, model, layer) for layer in plan.layers},
         },
     )
+
+
+def _features(config: Config, model: Model, layer: str) -> dict[str, int]:
+    """How many features of a layer are compared, of how many."""
+    there = feature_count(model, layer, config.evidence.variant)
+    return {"compared": min(there, config.evidence.max_features), "there": there}
 
 
 def environment() -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Run:
     units: tuple[UnitResult, ...]
     layers: tuple[LayerResult, ...]
     headline: Headline | None  # None until the run is complete
-    data: dict[str, Any]  # about the natural images: photographs, crops, skipped, source
+    data: dict[str, Any]  # natural images: photographs, skipped, source; features compared
     verdicts: tuple[Verdict, ...]  # empty until `check`
 
     @property

@@ -89,6 +89,21 @@ def test_calibration_on_known_cases(metric):
     assert noise.score.value == 0 and same_class.score.value > 0.8
 
 
+def test_a_fooling_circuit_is_seen():
+    """paper.md 3.4: natural images use the first 1,000 of 2,000 units, FVs the other 1,000."""
+    rng = np.random.default_rng(12)
+
+    def branch(n, mean, first):
+        used, idle = np.maximum(mean + rng.standard_normal((n, 1000)), 0), np.zeros((n, 1000))
+        return np.concatenate([used, idle] if first else [idle, used], axis=1)
+
+    own, base = np.abs(rng.standard_normal((2, 1000)))
+    group, others = branch(20, base + own, True), branch(20, base, True)
+    found = from_vectors(branch(3, base + own, False), group, others, "spearman")
+    assert found.rows[0].fv.value < -0.5 and found.rows[0].normalised.value < 0
+    assert found.p_value == pytest.approx(1 / 21) and found.score.value == 0
+
+
 def _simulated_p(sets, g, repeats, layers, seed, shift=0.0):
     """p-values of `sets` data sets in which the FV is one more draw from the group's law."""
     rng = np.random.default_rng(seed)

@@ -31,7 +31,6 @@ class Features(NamedTuple):
 
     responses: dict[str, Float[np.ndarray, "n c"]]  # layer -> spatial mean of each channel
     vectors: dict[str, Float[np.ndarray, "n d"]]  # layer -> standardised feature vectors
-    sampled: dict[str, tuple[int, int]]  # layer -> (features used, features there are)
 
 
 def collect(
@@ -77,13 +76,9 @@ def collect(
         for layer, (mean, vector) in jax.device_get(run(params, picks, full)).items():
             responses[layer].append(mean[: len(batch)])
             vectors[layer].append(standardise(np.asarray(vector[: len(batch)]), metric))
-    sizes = {layer: int(np.prod(model.shapes[layer])) for layer in layers}
-    if variant == "pooled":
-        sizes = {layer: model.shapes[layer][-1] for layer in layers}
     return Features(
         {layer: np.concatenate(rows) for layer, rows in responses.items()},
         {layer: np.concatenate(rows) for layer, rows in vectors.items()},
-        {layer: (len(chosen[layer]), sizes[layer]) for layer in layers},
     )
 
 
@@ -102,13 +97,18 @@ def _program(forward: Forward, layers: tuple[str, ...], variant: str):
     return devices.on_every_device(shard, shared=2)
 
 
+def feature_count(model: Model, layer: str, variant: str) -> int:
+    """How many features of a layer there are to compare."""
+    shape = model.shapes[layer]
+    return shape[-1] if variant == "pooled" else int(np.prod(shape))
+
+
 def _subset(
     model: Model, layer: str, variant: str, max_features: int, seed: int
 ) -> Int[np.ndarray, " d"]:
     """Which features of a layer are compared: all, or a seeded subset in rising order."""
     model.require_layer(layer)
-    shape = model.shapes[layer]
-    size = shape[-1] if variant == "pooled" else int(np.prod(shape))
+    size = feature_count(model, layer, variant)
     if size <= max_features:
         return np.arange(size)
     rng = np.random.default_rng([seed, zlib.crc32(layer.encode())])
