@@ -25,7 +25,8 @@ METRICS = ("spearman", "pearson", "cosine")
 def standardise(rows: Float[np.ndarray, "n d"], metric: str) -> Float[np.ndarray, "n d"]:
     """Rows whose inner products are similarities; float32.
 
-    A row without variation (or, for cosine, of length 0) has no direction: it becomes NaN.
+    A row without variation (or, for cosine, of length 0) has no direction: it becomes NaN. So does
+    a row with NaN and, except for ranks, one with infinities.
 
     Args:
         rows: one activation vector per row.
@@ -41,6 +42,7 @@ def standardise(rows: Float[np.ndarray, "n d"], metric: str) -> Float[np.ndarray
             f"{near[0]!r}?"
         )
     x = average_ranks(rows).astype(np.float64) if metric == "spearman" else rows.astype(np.float64)
+    x = np.where(np.isfinite(x).all(axis=1, keepdims=True), x, np.nan)
     if metric != "cosine":
         x = x - x.mean(axis=1, keepdims=True)
     length = np.linalg.norm(x, axis=1, keepdims=True)

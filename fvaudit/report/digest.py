@@ -253,7 +253,7 @@ def limits(run: Run) -> tuple[str, ...]:
         "little about natural images, not that somebody tampered with the network.",
         "PASS means that no discrepancy was detected, not that there is none; each PASS names the "
         "smallest one that this run could have seen.",
-        _metric_limit(run),
+        _metric_limit(run) + _sampled_features(run),
     )
 
 
@@ -308,6 +308,17 @@ def _p_limit(run: Run) -> str:
     return (
         f"{text} At a false discovery rate of {gate['fdr']} over {_units(len(run.units))}, at "
         f"least {needed} must reach it before any is told apart."
+    )
+
+
+def _sampled_features(run: Run) -> str:
+    counts = run.data.get("features", {})
+    part = [layer for layer, c in counts.items() if c["compared"] < c["there"]]
+    if not part:
+        return ""
+    return (
+        f" In the largest layers ({', '.join(part)}) a seeded subset of "
+        f"{counts[part[0]]['compared']} features was compared, the same for all images."
     )
 
 
