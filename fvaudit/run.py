@@ -81,6 +81,7 @@ def audit(
     model = load_model(config.model)
     images = natural_images(config, model)
     plan = make_plan(config, model, images)
+    listener(Event("load", 1, 1, config.model))
     _open(folder, config, model, images, plan, fresh)
     _log(folder, f"started: {len(plan.units)} units, {images.photographs} photographs")
     _visualize(folder, config, model, plan, listener)
@@ -259,7 +260,7 @@ def _visualize(folder, config, model, plan, listener) -> None:
     ]
     missing = [j for j in jobs if not (folder / _image_name(str(j.objective), j.repeat)).exists()]
     done = len(jobs) - len(missing)
-    listener(Event("visualize", done, len(jobs)))
+    listener(Event("visualize", done, len(jobs), "compiling" if missing else ""))
     for job, ascent in render(model, missing, plan.recipe, config.seed):
         _save_image(folder, job, ascent, plan.recipe, config.seed, model)
         done += 1

@@ -84,6 +84,14 @@ def test_nan_stays_nan():
         assert np.isnan(s[2]).all() and np.isfinite(np.delete(s, 2, 0)).all()
 
 
+def test_infinities_have_a_rank_but_no_direction():
+    x = np.array([[1, 3, 2, np.inf], [4, 1, 2, 3]], np.float32)
+    np.testing.assert_array_equal(average_ranks(x), stats.rankdata(x, axis=1))
+    for metric in ("pearson", "cosine"):
+        s = standardise(x, metric)
+        assert np.isnan(s[0]).all() and np.isfinite(s[1]).all()
+
+
 def test_messages():
     with pytest.raises(AuditError, match="no similarity 'spearmen'.*did you mean 'spearman'"):
         standardise(DATA["relu"], "spearmen")

@@ -7,8 +7,6 @@ import pytest
 from scipy import stats as reference
 
 from fvaudit.evidence import stats
-from fvaudit.evidence.exemplars import first_of_each, strongest, strongest_of_each, weakest
-from fvaudit.evidence.support import support
 
 
 NAN = np.nan
@@ -88,52 +86,3 @@ def test_bootstrap_estimate_leaves_nan_out_and_refuses_to_guess():
     assert (e.value, e.n) == (2.0, 2)
     assert np.isnan(stats.bootstrap_estimate(np.array([NAN]), np.mean, **settings).value)
     assert not stats.bootstrap_estimate(np.array([1.0]), np.mean, **settings).known
-
-
-RESPONSE = np.array([0.3, 0.9, 0.5, 0.9, NAN, 0.1])
-PHOTOGRAPH = np.array([0, 0, 1, 2, 3, 4])
-
-
-def test_exemplars_are_one_per_photograph():
-    assert strongest(RESPONSE, PHOTOGRAPH, 10).tolist() == [1, 3, 2, 5]
-    assert strongest(RESPONSE, PHOTOGRAPH, 2).tolist() == [1, 3]
-    assert weakest(RESPONSE, PHOTOGRAPH, 2).tolist() == [5, 0]
-    assert first_of_each(np.array([5, 0, 1, 2]), PHOTOGRAPH).tolist() == [5, 0, 2]
-    assert sorted(strongest_of_each(RESPONSE, PHOTOGRAPH)) == [0.1, 0.5, 0.9, 0.9]
-
-
-def _support(fv, natural, photograph=None, replicates=300, seed=0):
-    natural = np.asarray(natural, float)
-    photograph = np.arange(len(natural)) if photograph is None else photograph
-    return support(
-        np.asarray(fv, float), natural, photograph,
-        level=0.95, replicates=replicates, rng=np.random.default_rng(seed),
-    )  # fmt: skip
-
-
-def test_support_by_hand():
-    found = _support([9.0, 11.0], [1.0, 2.0, 3.0, 4.0, 10.0])
-    assert (found.natural_median, found.natural_max, found.fv_mean) == (3.0, 10.0, 10.0)
-    assert found.quantile.value == 4 / 5  # the weaker FV, 9, lies above four of five
-    assert found.margin.value == pytest.approx((10 - 3) / 1.4826)  # MAD of 2, 1, 0, 1, 7 is 1
-
-
-def test_support_counts_photographs_not_crops():
-    found = _support([5.0], [1.0, 2.0, 3.0, 4.0], np.array([0, 0, 1, 1]))
-    assert found.quantile.n == 2 and found.natural_median == 3.0
-
-
-def test_support_margin_interval_covers():
-    """Standard normal responses, FV at 6: the margin's truth is 6."""
-    rng, hits, sets = np.random.default_rng(5), 0, 300
-    for i in range(sets):
-        m = _support([6.0], rng.standard_normal(40), seed=i).margin
-        hits += m.low <= 6 <= m.high
-    assert hits >= reference.binom.ppf(0.001, sets, 0.93)
-
-
-def test_support_without_spread_or_data_is_unknown():
-    assert not _support([1.0], [2.0] * 9).margin.known
-    assert not _support([NAN], [1.0, 2.0]).quantile.known
-    empty = _support([1.0], [NAN, NAN])
-    assert not empty.quantile.known and np.isnan(empty.natural_max)
