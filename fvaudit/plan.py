@@ -93,7 +93,7 @@ def path_layers(config: Config, model: Model, layer: str) -> tuple[str, ...]:
 
 def forecast(config: Config, *, probe_steps: int = 8) -> Forecast:
     """What the audit will cost, from a short timed run of its first layer's program."""
-    devices.claim_cores()
+    devices.start()
     model = load_model(config.model)
     images = natural_images(config, model)
     plan = make_plan(config, model, images)

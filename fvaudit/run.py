@@ -76,7 +76,7 @@ def audit(
     if not isinstance(config, Config):
         config = load_config(config, overrides)
     folder = pathlib.Path(out)
-    devices.claim_cores()
+    devices.start()
     listener(Event("load", 0, 1, config.model))
     model = load_model(config.model)
     images = natural_images(config, model)

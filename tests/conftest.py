@@ -1,11 +1,16 @@
 """Fixtures that several rooms share."""
 
+import os
 import pathlib
+import tempfile
 
 import pytest
 
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
+
+# Programs that the tests' processes compile are shared between them, and not with the user's.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="fvaudit-programs-"))
 
 
 @pytest.fixture(scope="session")

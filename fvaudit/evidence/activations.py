@@ -64,6 +64,7 @@ def collect(
     if variant not in ("spatial", "pooled"):
         raise AuditError(f"variant must be 'spatial' or 'pooled', got {variant!r}.")
     _require_range(images)
+    devices.start()
     chosen = {layer: _subset(model, layer, variant, max_features, seed) for layer in layers}
     run = _program(model.forward, tuple(layers), variant)
     width = jax.local_device_count() * lanes

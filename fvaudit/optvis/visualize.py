@@ -1,10 +1,10 @@
 """Many objectives -> batches of one fixed shape -> `Visualization` records.
 
 Every image is its own random stream: its key is folded from the audit's seed, the objective's
-text and the repeat. Every device works on `lanes` images in a program of one fixed shape (short batches are
-padded). On a CPU they are made one after the other, so an image is the same bytes alone, in a batch,
-or after a resume; on a GPU or TPU they are one batch, in which an image's last bits may depend on
-its place (not measured yet).
+text and the repeat. Every device works on `lanes` images in a program of one fixed shape (short
+batches are padded). On a CPU they are made one after the other, so an image is the same bytes
+alone, in a batch, or after a resume; on a GPU or TPU they are one batch, in which an image's last
+bits may depend on its place (not measured yet).
 """
 
 import dataclasses
@@ -123,7 +123,7 @@ def render(
     Raises:
         AuditError: for a unit that the model does not have.
     """
-    devices.claim_cores()
+    devices.start()
     jobs = list(jobs)
     for unit in {unit for job in jobs for unit in job.objective.units}:
         model.require_unit(unit)
