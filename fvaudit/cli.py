@@ -122,6 +122,43 @@ def list_command(model: ModelName = "efficientnet_lite0") -> None:
         print(f"{mark} {layer:<22}{' x '.join(map(str, shape))}")
 
 
+@app.command("viz")
+def viz_command(
+    model: Annotated[str, typer.Argument(help="name of a model of the zoo")],
+    units: Annotated[list[str], typer.Argument(help="layer:channel[@row,column] ...")],
+    out: Annotated[pathlib.Path, typer.Option("--out", "-o", help="where pictures go")],
+    steps: Annotated[int, typer.Option(help="Adam updates per image")] = 256,
+    repeats: Annotated[int, typer.Option(help="independent images per unit")] = 1,
+    seed: Annotated[int, typer.Option(help="of all random draws")] = 0,
+) -> None:
+    """Visualize units: one PNG each, and a contact sheet."""
+    from fvaudit import pictures, store
+    from fvaudit.models.zoo import load_model
+    from fvaudit.optvis.objectives import of_unit
+    from fvaudit.optvis.params import fourier
+    from fvaudit.optvis.transforms import standard
+    from fvaudit.optvis.visualize import Job, Recipe, render
+    from fvaudit.records import Unit
+    from fvaudit.run import Event
+
+    loaded = load_model(model)
+    recipe = Recipe(fourier(), standard(), steps=steps)
+    jobs = [Job(of_unit(Unit.parse(text)), r) for text in units for r in range(repeats)]
+    cells: list[Any] = []
+    with _progress() as listener:
+        listener(Event("visualize", 0, len(jobs), "compiling"))
+        for job, ascent in render(loaded, jobs, recipe, seed):
+            notes = pictures.provenance(job, ascent, recipe, seed, loaded)
+            path = out / pictures.file_name(str(job.objective), job.repeat)
+            store.write_bytes(path, pictures.png(ascent.image, notes))
+            cells.append((ascent.image, f"{job.objective} {ascent.activation:.2f}"))
+            listener(Event("visualize", len(cells), len(jobs), cells[-1][1]))
+    columns = repeats if repeats > 1 else 8
+    rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
+    store.write_bytes(out / "sheet.png", pictures.png(pictures.contact_sheet(rows)))
+    print(f"{len(jobs)} pictures and sheet.png in {out}")
+
+
 @app.command("schema")
 def schema_command() -> None:
     """Print the JSON Schema of a config."""

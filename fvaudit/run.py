@@ -14,15 +14,15 @@ import pathlib
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 import fvaudit
-from fvaudit import checks, store
+from fvaudit import checks, pictures, store
 from fvaudit.config import Config, Gates, dump, load_config
 from fvaudit.evidence import summary
 from fvaudit.evidence.activations import Features, collect, feature_count
@@ -247,8 +247,7 @@ def _data_hash(images: ImageSet) -> str:
 
 
 def _image_name(unit: str, repeat: int) -> str:
-    layer, channel = unit.split(":")
-    return f"images/{layer}/{channel}-{repeat}.png"
+    return f"images/{pictures.file_name(unit, repeat)}"
 
 
 def _visualize(folder, config, model, plan, listener) -> None:
@@ -272,48 +271,12 @@ def _save_image(folder, job: Job, ascent: Ascent, recipe: Recipe, seed: int, mod
     """The picture as 8-bit PNG, which is what evidence is taken on and what people see."""
     path = folder / _image_name(str(job.objective), job.repeat)
     beside = io.BytesIO()
-    np.savez(beside, trace=ascent.trace, shots=_bytes(ascent.shots), steps=recipe.shot_steps)
+    np.savez(
+        beside, trace=ascent.trace, shots=pictures.eight_bit(ascent.shots), steps=recipe.shot_steps
+    )
     store.write_bytes(path.with_suffix(".npz"), beside.getvalue())
-    chunks = PngImagePlugin.PngInfo()
-    for key, value in provenance(job, ascent, recipe, seed, model).items():
-        chunks.add_text(f"fvaudit:{key}", str(value))
-    store.write_bytes(path, png(ascent.image, chunks))
-
-
-def provenance(
-    job: Job, ascent: Ascent, recipe: Recipe, seed: int, model: Model
-) -> Mapping[str, Any]:
-    """Everything needed to make a picture again."""
-    return {
-        "version": fvaudit.__version__,
-        "model": model.name,
-        "model_sha256": model.fingerprint,
-        "objective": str(job.objective),
-        "repeat": job.repeat,
-        "seed": seed,
-        **recipe.settings(),
-        "activation": f"{ascent.activation:.6g}",
-        **{k: v for k, v in environment().items() if k in ("jax", "numpy", "platform")},
-    }
-
-
-def png(image: Any, chunks: PngImagePlugin.PngInfo | None = None) -> bytes:
-    """An image in [0, 1], shape (h, w, 3), as a PNG file's bytes."""
-    buffer = io.BytesIO()
-    Image.fromarray(_bytes(image)).save(buffer, "PNG", pnginfo=chunks)
-    return buffer.getvalue()
-
-
-def _bytes(image: Any) -> np.ndarray:
-    return np.round(np.asarray(image) * 255).astype(np.uint8)
-
-
-def _read_images(folder: pathlib.Path, names: Sequence[str]) -> np.ndarray:
-    pictures = []
-    for name in names:
-        with Image.open(folder / name) as file:
-            pictures.append(np.asarray(file.convert("RGB"), np.float32) / 255)
-    return np.stack(pictures)
+    notes = pictures.provenance(job, ascent, recipe, seed, model)
+    store.write_bytes(path, pictures.png(ascent.image, notes))
 
 
 def _measure(folder, config, model, images, plan, listener) -> None:
@@ -337,8 +300,9 @@ def _measure(folder, config, model, images, plan, listener) -> None:
 
 
 def _measure_unit(folder, config, model, known, plan, unit: Unit) -> UnitResult:
-    pictures = [_image_name(str(unit), r) for r in range(config.engine.repeats)]
-    fv = _collect(model, _read_images(folder, pictures), plan.layers, config, lanes=1)
+    names = [_image_name(str(unit), r) for r in range(config.engine.repeats)]
+    shown = pictures.read([folder / name for name in names])
+    fv = _collect(model, shown, plan.layers, config, lanes=1)
     stream = hashlib.sha256(str(unit).encode()).digest()[:4]
     return measure(
         unit,
@@ -346,7 +310,7 @@ def _measure_unit(folder, config, model, known, plan, unit: Unit) -> UnitResult:
         known,
         fv,
         path_layers(config, model, unit.layer),
-        images=tuple(pictures),
+        images=tuple(names),
         group_size=config.evidence.group,
         level=config.evidence.level,
         replicates=config.evidence.replicates,
@@ -373,8 +337,8 @@ def _save_exemplars(folder, images: ImageSet, result: UnitResult) -> None:
     for image_id in result.exemplars:
         path = folder / store.exemplar_name(image_id)
         if not path.exists():
-            small = Image.fromarray(_bytes(images.pixels[index[image_id]])).resize((112, 112))
-            store.write_bytes(path, png(np.asarray(small, np.float32) / 255))
+            whole = Image.fromarray(pictures.eight_bit(images.pixels[index[image_id]]))
+            store.write_bytes(path, pictures.png(np.asarray(whole.resize((112, 112)))))
 
 
 def _derive(folder: pathlib.Path, config: Config, listener: Listener) -> None:

@@ -115,6 +115,33 @@ def test_schema_and_init(call, tmp_path):
     assert code == 2 and "exists already" in err
 
 
+def test_viz_writes_pictures_and_a_sheet(call, tmp_path, monkeypatch):
+    monkeypatch.setattr("fvaudit.models.zoo.load_model", lambda name: MODEL)
+    code, out, _ = call(
+        "viz", "tiny", "conv1:0", "conv2:3@1,2", "--out", tmp_path / "v", "--steps", 3,
+        "--repeats", 2,
+    )  # fmt: skip
+    assert code == 0 and "4 pictures and sheet.png" in out
+    names = sorted(str(p.relative_to(tmp_path / "v")) for p in (tmp_path / "v").rglob("*.png"))
+    assert names == [
+        "conv1/0-0.png", "conv1/0-1.png", "conv2/3@1_2-0.png", "conv2/3@1_2-1.png", "sheet.png",
+    ]  # fmt: skip
+    with Image.open(tmp_path / "v" / "conv2" / "3@1_2-1.png") as picture:
+        notes = picture.text  # pyright: ignore[reportAttributeAccessIssue]
+        cell = np.asarray(picture)
+    assert notes["fvaudit:objective"] == "conv2:3@1,2" and notes["fvaudit:repeat"] == "1"
+    sheet = np.asarray(Image.open(tmp_path / "v" / "sheet.png"))
+    assert sheet.shape == (2 * (24 + 16 + 8) + 8, 2 * (24 + 8) + 8, 3)
+    np.testing.assert_array_equal(sheet[56:80, 40:64], cell)  # second row, second column
+
+
+def test_viz_refuses_what_is_no_unit(call, tmp_path, monkeypatch):
+    monkeypatch.setattr("fvaudit.models.zoo.load_model", lambda name: MODEL)
+    for unit, message in (("conv1", "does not name a unit"), ("conv1:9", "channels 0 to 5")):
+        code, _, err = call("viz", "tiny", unit, "--out", tmp_path / "v")
+        assert code == 2 and message in err and not (tmp_path / "v").exists()
+
+
 def test_list_prints_layers_and_shapes(call, monkeypatch):
     monkeypatch.setattr("fvaudit.models.zoo.load_model", lambda name: MODEL)
     code, out, _ = call("list", "--model", "tiny")
@@ -148,5 +175,5 @@ def test_a_wrong_layer_is_exit_code_2(call, config, tmp_path):
 
 def test_help_names_every_verb_and_exit_code(call):
     out = call("--help")[1]
-    for word in ("run", "check", "report", "list", "schema", "init", "Exit codes"):
+    for word in ("run", "check", "report", "list", "viz", "schema", "init", "Exit codes"):
         assert word in out

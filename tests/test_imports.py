@@ -30,11 +30,23 @@ ALLOWED = {
     "config": {"records"},
     "store": {"records"},
     "plan": {"records", "config", "data", "models", "optvis"},
-    "run": {"records", "checks", "config", "data", "evidence", "models", "optvis", "plan", "store"},
+    "pictures": {"models", "optvis"},
+    "run": {
+        "records",
+        "pictures",
+        "checks",
+        "config",
+        "data",
+        "evidence",
+        "models",
+        "optvis",
+        "plan",
+        "store",
+    },
     "api": {"records", "data", "evidence", "models", "optvis"},
     "report": {"records", "store"},
     "__main__": {"cli"},
-    "cli": {"records", "config", "store", "plan", "run", "report", "models"},
+    "cli": {"records", "pictures", "optvis", "config", "store", "plan", "run", "report", "models"},
 }
 
 

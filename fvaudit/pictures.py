@@ -1,0 +1,98 @@
+"""Images in [0, 1] -> PNG files that say how they were made, and sheets of them.
+
+The 8-bit picture is what people see, so it is also what evidence is taken on.
+"""
+
+import io
+import os
+import pathlib
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw, PngImagePlugin
+
+import fvaudit
+from fvaudit.models.model import Model
+from fvaudit.optvis.optimize import Ascent
+from fvaudit.optvis.visualize import Job, Recipe
+
+
+GAP, LINE = 8, 16  # of a contact sheet, in pixels: between pictures, and for the text below one
+
+
+def eight_bit(image: Any) -> UInt8[np.ndarray, "*shape"]:
+    """Rounds values in [0, 1] to 0..255."""
+    return np.round(np.asarray(image) * 255).astype(np.uint8)
+
+
+def png(image: Any, notes: Mapping[str, Any] | None = None) -> bytes:
+    """A PNG file's bytes from an image in [0, 1] or uint8, (h, w, 3); notes go to text chunks."""
+    chunks = PngImagePlugin.PngInfo()
+    for key, value in (notes or {}).items():
+        chunks.add_text(f"fvaudit:{key}", str(value))
+    buffer = io.BytesIO()
+    array = np.asarray(image)
+    Image.fromarray(array if array.dtype == np.uint8 else eight_bit(array)).save(
+        buffer, "PNG", pnginfo=chunks
+    )
+    return buffer.getvalue()
+
+
+def read(paths: Sequence[str | os.PathLike[str]]) -> Float[np.ndarray, "n h w 3"]:
+    """PNG files of one size as float32 in [0, 1]."""
+    found = []
+    for path in paths:
+        with Image.open(path) as file:
+            found.append(np.asarray(file.convert("RGB"), np.float32) / 255)
+    return np.stack(found)
+
+
+def provenance(
+    job: Job, ascent: Ascent, recipe: Recipe, seed: int, model: Model
+) -> Mapping[str, Any]:
+    """Everything needed to make a picture again."""
+    return {
+        "version": fvaudit.__version__,
+        "model": model.name,
+        "model_sha256": model.fingerprint,
+        "objective": str(job.objective),
+        "repeat": job.repeat,
+        "seed": seed,
+        **recipe.settings(),
+        "activation": f"{ascent.activation:.6g}",
+        "jax": jax.__version__,
+        "numpy": np.__version__,
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def contact_sheet(
+    rows: Sequence[Sequence[tuple[Float[np.ndarray, "h w 3"], str]]],
+) -> UInt8[np.ndarray, "rows columns 3"]:
+    """Pictures in rows, each with one line of text below; all of one size, on white."""
+    h, w, _ = rows[0][0][0].shape
+    wide = max(len(row) for row in rows) * (w + GAP) + GAP
+    sheet = Image.new("RGB", (wide, len(rows) * (h + LINE + GAP) + GAP), "white")
+    draw = ImageDraw.Draw(sheet)
+    for r, row in enumerate(rows):
+        for c, (image, text) in enumerate(row):
+            left, top = GAP + c * (w + GAP), GAP + r * (h + LINE + GAP)
+            sheet.paste(Image.fromarray(eight_bit(image)), (left, top))
+            draw.text((left, top + h + 2), _shortened(draw, text, w), fill="black")
+    return np.asarray(sheet)
+
+
+def _shortened(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
+    while text and draw.textlength(text) > width:
+        text = text[:-1]
+    return text
+
+
+def file_name(unit: str, repeat: int) -> pathlib.PurePosixPath:
+    """Where the picture of a unit's text lies: layer/channel-repeat.png."""
+    layer, channel = unit.split(":")
+    return pathlib.PurePosixPath(layer, f"{channel.replace(',', '_')}-{repeat}.png")
