@@ -164,3 +164,18 @@ def test_messages(objectives, settings, message):
 def test_a_text_is_not_an_objective():
     with pytest.raises(AuditError, match="takes a list of objectives .* got str"):
         engine._as_objectives(["conv1:0"])
+
+
+def test_the_batched_program_of_other_backends_makes_the_same_pictures(monkeypatch):
+    """GPUs and TPUs get one batch and the stock lowerings; here they run on the CPU."""
+    model = tiny_model()
+    settings: Any = {"steps": 6, "repeats": 2, "lanes": 3}
+    units = [Channel("conv2", i) for i in range(3)]
+    expected = engine.visualize(model, units, **settings)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    engine.program.cache_clear()
+    batched = engine.visualize(model, units, **settings)
+    engine.program.cache_clear()
+    for one, other in zip(batched, expected, strict=True):
+        np.testing.assert_allclose(one.images, other.images, atol=2e-3)
+        np.testing.assert_allclose(one.activation, other.activation, rtol=1e-3, atol=1e-4)
