@@ -82,13 +82,14 @@ def audit(
     images = natural_images(config, model)
     plan = make_plan(config, model, images)
     listener(Event("load", 1, 1, config.model))
-    _open(folder, config, model, images, plan, fresh)
-    _log(folder, f"started: {len(plan.units)} units, {images.photographs} photographs")
-    _visualize(folder, config, model, plan, listener)
-    _measure(folder, config, model, images, plan, listener)
-    _derive(folder, config, listener)
-    check(folder, config.gates)
-    _log(folder, "complete")
+    with store.locked(folder):
+        _open(folder, config, model, images, plan, fresh)
+        _log(folder, f"started: {len(plan.units)} units, {images.photographs} photographs")
+        _visualize(folder, config, model, plan, listener)
+        _measure(folder, config, model, images, plan, listener)
+        _derive(folder, config, listener)
+        check(folder, config.gates)
+        _log(folder, "complete")
     return store.read_run(folder)
 
 
@@ -152,17 +153,14 @@ def _open(folder, config, model, images, plan, fresh) -> None:
     if found is not None and not fresh:
         _require_same(folder, found, manifest)
         store.drop_partial_line(folder)
-    elif folder.exists() and any(folder.iterdir()) and found is None and not _only_parts(folder):
-        raise AuditError(
-            f"{folder} holds files that are not an audit's. Give --out a new or empty folder."
-        )
-    else:
+    elif found is not None:
         _clear(folder)
-    _describe(folder, config, model, images, plan)
     done = found is not None and not fresh and found["status"] == "complete"
+    # First of all files: a folder that holds anything holds a manifest, and can be gone on with.
     store.write_json(
         folder / "manifest.json", {**manifest, "status": "complete" if done else "started"}
     )
+    _describe(folder, config, model, images, plan)
 
 
 def _computed(config: Config) -> Config:
@@ -180,19 +178,15 @@ def _require_same(folder, found, wanted) -> None:
         )
 
 
-def _only_parts(folder: pathlib.Path) -> bool:
-    return all(path.name.endswith(".part") or path.name == "log.txt" for path in folder.iterdir())
-
-
 def _clear(folder: pathlib.Path) -> None:
-    """Removes what an earlier audit wrote, and nothing else."""
-    for name in ("manifest.json", "results.jsonl", "summary.json", "verdicts.json", "data.json",
-                 "report.html", "summary.md", "units.parquet", "layers.parquet",
-                 "config.resolved.yaml", "env.json", "model.json", "log.txt"):  # fmt: skip
-        (folder / name).unlink(missing_ok=True)
+    """Removes what an earlier audit wrote and nothing else, the manifest last."""
     for name in ("images", "exemplars", "figures"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("results.jsonl", "summary.json", "verdicts.json", "data.json",
+                 "report.html", "summary.md", "units.parquet", "layers.parquet",
+                 "config.resolved.yaml", "env.json", "model.json", "log.txt",
+                 "manifest.json"):  # fmt: skip
+        (folder / name).unlink(missing_ok=True)
 
 
 def _describe(folder, config, model, images, plan) -> None:
@@ -294,8 +288,8 @@ def _measure(folder, config, model, images, plan, listener) -> None:
     listener(Event("natural", len(images.ids), len(images.ids)))
     for index in range(len(done), len(names)):
         result = _measure_unit(folder, config, model, known, plan, plan.units[index])
-        store.append_result(folder, result)
         _save_exemplars(folder, images, result)
+        store.append_result(folder, result)  # last: a line means that the unit is done
         listener(Event("evidence", index + 1, len(names), f"{result.unit} path {result.score}"))
 
 

@@ -10,6 +10,7 @@
     summary.json  units.parquet  layers.parquet  figures/   derived, rebuilt from results.jsonl
     verdicts.json  report.html  summary.md                  written by `check` and `report`
     log.txt                what happened when: the only file that differs between equal runs
+    .lock                  empty; held while a process works here
 
 Every file but the two append-only ones is written beside its place and moved there, so a file
 that exists is whole. Killed at any moment, the same command finishes what is missing.
@@ -24,13 +25,14 @@ import os
 import pathlib
 import types
 import typing
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any
 
 from fvaudit.records import AuditError, Headline, LayerResult, Status, UnitResult, Verdict
 
 
 SCHEMA = 1
+LOCK = ".lock"  # empty; marks a folder as an audit's
 _RECORD = typing.TypeVar("_RECORD")
 
 
@@ -97,6 +99,38 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any] | None:
             f"version reads {SCHEMA}. Run the audit again into another folder."
         )
     return manifest
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path) -> Iterator[None]:
+    """Makes this process the only one that works in a run directory; ends with the process.
+
+    Raises:
+        AuditError: if another process is at work there, or the folder holds other files.
+    """
+    if not (folder / LOCK).exists() and folder.is_dir() and any(folder.iterdir()):
+        raise AuditError(
+            f"{folder} holds files that are not an audit's. Give --out a new or empty folder."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "ab") as file:
+        _take(file, folder)
+        for part in folder.rglob(".*.part"):  # what a killed process left
+            part.unlink()
+        yield
+
+
+def _take(file: IO[bytes], folder: pathlib.Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system: two processes are the user's care
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise AuditError(
+            f"Another process is working in {folder}. Wait for it, or give another --out."
+        ) from None
 
 
 def exemplar_name(image_id: str) -> str:

@@ -254,6 +254,18 @@ def test_npz_messages(tmp_path, arrays, message):
         load_images(_npz(tmp_path / "a.npz", **arrays), MODEL)
 
 
+def test_an_npz_that_promises_more_than_it_holds(tmp_path):
+    header = io.BytesIO()
+    shape = (10**6, 224, 224, 3)
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "|u1", "fortran_order": False, "shape": shape}
+    )
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("images.npy", header.getvalue() + b"0" * 100)
+    with pytest.raises(AuditError, match="images.npy claims 150528000000 bytes"):
+        load_images(tmp_path / "a.npz", MODEL)
+
+
 def test_damaged_npz_and_zip(tmp_path, folder):
     whole = _npz(tmp_path / "a.npz", images=np.zeros((2, 16, 16, 3), np.uint8)).read_bytes()
     for name in ("a.npz", "b.zip"):

@@ -107,12 +107,62 @@ def test_killed_at_any_moment_it_finishes_with_the_same_bytes(config, tmp_path):
 
         with pytest.raises(KeyboardInterrupt):
             running.audit(config, folder, listener=kill)
-        (folder / ".results.jsonl.1.part").parent.mkdir(exist_ok=True)
         if (folder / "results.jsonl").exists():  # as if killed in the middle of a line
             with open(folder / "results.jsonl", "ab") as file:
                 file.write(b'{"unit": "conv2:')
         running.audit(config, folder)
         assert contents(folder) == whole, f"killed at event {moment}: {events[moment]}"
+
+
+def test_killed_before_or_after_any_write_it_finishes_with_the_same_bytes(
+    config, tmp_path, monkeypatch
+):
+    from fvaudit import store
+
+    running.audit(config, tmp_path / "whole")
+    whole = contents(tmp_path / "whole")
+    survived = 0
+    for moment in range(60):
+        folder, written = tmp_path / f"killed-{moment}", []
+        with monkeypatch.context() as patch:
+            for name in ("write_bytes", "append_result"):
+                patch.setattr(store, name, _fatal(getattr(store, name), written, moment))
+            try:
+                running.audit(config, folder)
+            except KeyboardInterrupt:
+                pass
+            else:
+                break  # more moments than the run has
+        (folder / ".units.parquet.1.part").write_bytes(b"half a file")
+        running.audit(config, folder)
+        assert contents(folder) == whole, f"killed at write {moment // 2}"
+        survived += 1
+    assert survived > 30
+
+
+def _fatal(write, written, moment):
+    """`write`, which kills the process before (even) or after (odd) its n-th call."""
+
+    def fatal(*arguments):
+        written.append(1)
+        if len(written) > moment // 2 and moment % 2 == 0:
+            raise KeyboardInterrupt
+        write(*arguments)
+        if len(written) > moment // 2:
+            raise KeyboardInterrupt
+
+    return fatal
+
+
+def test_two_processes_do_not_share_a_folder(config, tmp_path):
+    from fvaudit import store
+
+    with (
+        store.locked(tmp_path / "a"),
+        pytest.raises(AuditError, match="Another process is working"),
+    ):
+        running.audit(config, tmp_path / "a")
+    assert running.audit(config, tmp_path / "a").complete
 
 
 def test_a_second_run_recomputes_nothing(config, tmp_path, monkeypatch):

@@ -148,6 +148,8 @@ def test_neuron_objective_grows_only_its_receptive_field():
         ([Channel("conv1", 6)], {}, "conv1 of tiny has channels 0 to 5"),
         ([Neuron("conv1", 0, (12, 0))], {}, "conv1 of tiny has 12 x 12 positions"),
         ([Neuron("logits", 0, (0, 0))], {}, "logits of tiny has no positions"),
+        ([Neuron("logits", 0)], {}, "is a neuron, but logits has no positions; use a Channel"),
+        ([Channel("conv1", -1)], {}, "conv1 of tiny has channels 0 to 5"),
         ([Channel("conv1", 0)], {"steps": 0}, "steps=0"),
         ([Channel("conv1", 0)], {"learning_rate": -1.0}, "learning_rate=-1.0"),
         ([Channel("conv1", 0)], {"repeats": 0}, "repeats must be at least 1, got 0"),

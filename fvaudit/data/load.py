@@ -180,9 +180,8 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Arrays of an .npz without pickle; declared sizes are checked before anything is read."""
     try:
         with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        if size > MAX_MEMORY:
-            raise AuditError(f"{path} unpacks to {size} bytes; at most {MAX_MEMORY} are read.")
+            for member in archive.infolist():
+                _require_plausible(path, archive, member)
         with np.load(path, allow_pickle=False) as file:
             if "images" not in file.files:
                 raise AuditError(f"{path} has no array 'images'; it has {', '.join(file.files)}.")
@@ -192,6 +191,20 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise
     except (zipfile.BadZipFile, ValueError, OSError, EOFError, MemoryError) as error:
         raise AuditError(f"{path} is not a readable .npz of plain arrays ({error}).") from None
+
+
+def _require_plausible(path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    """An array's header must not promise more than its member holds: NumPy allocates by it."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0}
+        shape, _, dtype = read.get(version, np.lib.format.read_array_header_2_0)(file)
+    size = math.prod(shape) * dtype.itemsize
+    if size > min(member.file_size, MAX_MEMORY):
+        raise AuditError(
+            f"{path}: {member.filename} claims {size} bytes; the file holds {member.file_size}, "
+            f"and at most {MAX_MEMORY} are read."
+        )
 
 
 def _require_pictures(path: pathlib.Path, images: np.ndarray) -> None:

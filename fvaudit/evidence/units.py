@@ -17,6 +17,7 @@ from fvaudit.records import ImageSet, Unit, UnitResult
 
 
 SHOWN = 6  # exemplars that a report shows
+MIN_CLASS = 5  # photographs of a class that make it a group; with fewer there is no interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +108,7 @@ def choose_group(unit: Unit, known: Natural, response: Float[np.ndarray, " n"], 
     of_class = np.zeros(len(photograph), bool)
     if labels is not None and unit.layer == "logits":
         of_class = labels == unit.channel
-    if len(np.unique(photograph[of_class])) >= size:
+    if len(np.unique(photograph[of_class])) >= min(size, MIN_CLASS):
         members = exemplars.first_of_each(np.flatnonzero(of_class), photograph)[:size]
         text, own = f"images labelled with class {unit.channel}", of_class
     else:

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import functools
 import hashlib
+import numbers
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
@@ -110,13 +111,13 @@ class Model:
         """Raises `AuditError` if `unit` lies outside its layer."""
         self.require_layer(unit.layer)
         shape = self.shapes[unit.layer]
-        if unit.channel >= shape[-1]:
+        if not isinstance(unit.channel, numbers.Integral) or not 0 <= unit.channel < shape[-1]:
             raise AuditError(
                 f"{unit} does not exist: {unit.layer} of {self.name} has channels 0 to "
                 f"{shape[-1] - 1}."
             )
         inside = unit.position is None or (
-            len(shape) == 3 and all(p < s for p, s in zip(unit.position, shape, strict=False))
+            len(shape) == 3 and all(0 <= p < s for p, s in zip(unit.position, shape, strict=False))
         )
         if not inside:
             extent = f"{shape[0]} x {shape[1]} positions" if len(shape) == 3 else "no positions"

@@ -106,6 +106,10 @@ class Neuron(Objective):
 
     def __call__(self, activations: Activations) -> Float[Array, " n"]:
         x = activations[self.layer]
+        if x.ndim != 4:
+            raise AuditError(
+                f"{self} is a neuron, but {self.layer} has no positions; use a Channel."
+            )
         row, column = self.position or (x.shape[1] // 2, x.shape[2] // 2)
         at_row = jnp.take(x, row, axis=1)
         return jnp.take(jnp.take(at_row, column, axis=1), self.index, axis=-1)
