@@ -40,6 +40,7 @@ class Images(_Section):
     on_bad: Literal["skip", "refuse"] = pydantic.Field(
         default="skip", description="what to do with an image that cannot be used"
     )
+    labels: bool = pydantic.Field(default=True, description="whether folders name classes")
     classes: str | None = pydantic.Field(
         default=None, description="TSV (index, wnid, name) for class folders, if the model has none"
     )

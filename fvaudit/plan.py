@@ -55,6 +55,7 @@ def natural_images(config: Config, model: Model) -> ImageSet:
         crops=spec.crops,
         on_bad=spec.on_bad,
         classes=classes,
+        labels=spec.labels,
         seed=config.seed,
     )
 

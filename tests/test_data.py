@@ -290,6 +290,7 @@ def test_messages(tmp_path, folder, classes, monkeypatch):
     save(classes / "goldfsh" / "a.png")
     with pytest.raises(AuditError, match="goldfsh name no class .* nearest .* is 'goldfish'"):
         load_images(classes, MODEL)
+    assert load_images(classes, MODEL, labels=False).labels is None
     save(classes / "loose.png")
     with pytest.raises(AuditError, match=r"images beside class folders \(loose.png"):
         load_images(classes, MODEL)

@@ -64,6 +64,7 @@ def load_images(
     crops: int = 1,
     on_bad: str = "skip",
     classes: Sequence[Classes] | None = None,
+    labels: bool = True,
     seed: int = 0,
 ) -> ImageSet:
     """Loads natural images for a model.
@@ -77,6 +78,7 @@ def load_images(
         crops: images per photograph, the centre crop first.
         on_bad: "skip" unusable files and list them in `skipped`, or "refuse" to go on.
         classes: what class folders are called, if the model does not know.
+        labels: whether folders name classes; if not, images are unlabelled wherever they lie.
         seed: of `limit` and of random crops.
 
     Raises:
@@ -87,7 +89,7 @@ def load_images(
         raise AuditError(f"crops and limit must be at least 1, got crops={crops}, limit={limit}.")
     if on_bad not in ("skip", "refuse"):
         raise AuditError(f"on_bad must be 'skip' or 'refuse', got {on_bad!r}.")
-    found, group = _photographs(spec, model.classes if classes is None else classes)
+    found, group = _photographs(spec, model.classes if classes is None else classes, labels)
     chosen = _limited(found, limit, seed)
     _require_memory(len(chosen), crops, model)
     with ThreadPoolExecutor(THREADS) as pool:
@@ -95,7 +97,7 @@ def load_images(
     return _assembled(spec, found, group, chosen, cut, crops, on_bad)
 
 
-def _photographs(spec: Any, classes) -> tuple[list[_Photograph], list[int]]:
+def _photographs(spec: Any, classes, labelled: bool) -> tuple[list[_Photograph], list[int]]:
     """All photographs that a spec names, sorted by name, and the group of each."""
     if spec == "samples":
         found = [
@@ -118,7 +120,7 @@ def _photographs(spec: Any, classes) -> tuple[list[_Photograph], list[int]]:
         raise AuditError(f"{path} is neither a folder nor a .zip nor an .npz of images.")
     if not entries:
         raise AuditError(f"{path} holds no image files (.jpg, .png, .webp, ...).")
-    labels = _labels(path, entries, classes)
+    labels = _labels(path, entries, classes) if labelled else [-1] * len(entries)
     found = [
         _Photograph(e.name, label, lambda e=e: decode(e.read()))
         for e, label in zip(entries, labels, strict=True)
@@ -134,19 +136,20 @@ def _labels(path: pathlib.Path, entries: list[Entry], classes) -> list[int]:
         loose = next(e.name for e in entries if not e.folder)
         raise AuditError(
             f"{path} holds images beside class folders ({loose}, {folders[1]}/). Move the images "
-            "into folders, or the folders away."
+            "into folders, or say that folders are no classes (images.labels: false)."
         )
     known = _class_names(classes)
     unknown = [f for f in folders if _key(f) not in known]
-    if unknown and not (len(folders) == len(unknown) == 1):
+    if unknown:
         near = difflib.get_close_matches(_key(unknown[0]), known, n=1)
         hint = f"; nearest to {unknown[0]!r} is {near[0]!r}" if near else ""
         raise AuditError(
             f"{path}: class folders {', '.join(unknown[:5])} name no class of the model{hint}. "
-            "Name folders by WordNet id, class name or index, or give a table of classes "
-            "(images.classes: a TSV of index, wnid, name)."
+            "Name folders by WordNet id, class name or index, give a table of classes "
+            "(images.classes: a TSV of index, wnid, name), or say that folders are no classes "
+            "(images.labels: false)."
         )
-    return [known.get(_key(e.folder), -1) for e in entries]
+    return [known[_key(e.folder)] for e in entries]
 
 
 def _class_names(classes) -> dict[str, int]:
