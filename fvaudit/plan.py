@@ -64,8 +64,9 @@ def make_plan(config: Config, model: Model, images: ImageSet) -> Plan:
     """Units, layers and recipe of an audit.
 
     Raises:
-        AuditError: for units that the model or the labels do not have.
+        AuditError: for units that the model or the labels do not have, or too few photographs.
     """
+    _require_others(config.evidence.group, images.photographs)
     units = tuple(u for entry in config.units for u in _units(entry, model, images, config.seed))
     wanted = {layer for unit in units for layer in path_layers(config, model, unit.layer)}
     layers = tuple(layer for layer in model.layers if layer in wanted)
@@ -117,6 +118,15 @@ def forecast(config: Config, *, probe_steps: int = 8) -> Forecast:
         seconds=layers * compile_seconds + count * per_image + 0.05 * len(images.ids) + 10,
         memory=int(0.8e9 + 2.2 * len(images.ids) * (vectors + images.pixels[0].nbytes)),
     )
+
+
+def _require_others(group: int, photographs: int) -> None:
+    if group > photographs - 2:
+        raise AuditError(
+            f"evidence.group is {group}, but there are only {photographs} photographs, and at "
+            "least 2 must be left to compare the group with. Set evidence.group to "
+            f"{max(2, 2 * photographs // 3)} or fewer, or add photographs."
+        )
 
 
 def _timed(model, jobs, recipe, seed) -> float:

@@ -236,6 +236,13 @@ def test_unit_mistakes_are_found_before_any_work(config, tmp_path, units, messag
     assert not (tmp_path / "a").exists()
 
 
+def test_a_group_that_leaves_no_others_is_refused(config, tmp_path):
+    message = "evidence.group is 13, but there are only 14 photographs.*to 9 or fewer"
+    with pytest.raises(AuditError, match=message):
+        running.audit(changed(config, evidence={"group": 13}), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
 def test_layers_of_the_path_can_be_chosen(config, tmp_path):
     chosen = changed(config, evidence={"layers": ["conv1"]})
     run = running.audit(chosen, tmp_path / "a")
