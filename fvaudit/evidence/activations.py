@@ -63,6 +63,7 @@ def collect(
     """
     if variant not in ("spatial", "pooled"):
         raise AuditError(f"variant must be 'spatial' or 'pooled', got {variant!r}.")
+    model.require_size(images.shape)
     _require_range(images)
     devices.start()
     chosen = {layer: _subset(model, layer, variant, max_features, seed) for layer in layers}

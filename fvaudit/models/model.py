@@ -61,7 +61,9 @@ class Model:
         """All tapped layers, shallow to deep."""
         return tuple(self.shapes)
 
-    def activations(self, images: Float[Array, "n h w c"], layers: Collection[str]) -> Activations:
+    def activations(
+        self, images: Float[Array | np.ndarray, "n h w c"], layers: Collection[str]
+    ) -> Activations:
         """Activations of `layers` for images in [0, 1]; pure, so usable under `jit` and `grad`.
 
         Raises:
@@ -69,13 +71,17 @@ class Model:
         """
         for layer in layers:
             self.require_layer(layer)
-        if images.shape[1:] != (*self.input.size, len(self.input.mean)):
+        self.require_size(images.shape)
+        return record(self.forward, self.params, jnp.asarray(images), layers)
+
+    def require_size(self, shape: tuple[int, ...]) -> None:
+        """Raises `AuditError` if images of this shape (n, h, w, c) do not fit the network."""
+        wanted = (*self.input.size, len(self.input.mean))
+        if tuple(shape[1:]) != wanted:
             raise AuditError(
-                f"{self.name} takes images of shape (n, {self.input.size[0]}, "
-                f"{self.input.size[1]}, {len(self.input.mean)}), got {tuple(images.shape)}. "
-                "Load them with load_images(..., model), which resizes and crops."
+                f"{self.name} takes images of shape (n, {', '.join(map(str, wanted))}), got "
+                f"{tuple(shape)}. Load them with load_images(..., model), which resizes and crops."
             )
-        return record(self.forward, self.params, images, layers)
 
     def edited(
         self, layer: str, edit: Callable[[Any, Array], Array], params: Any = None
