@@ -21,6 +21,13 @@ import jax
 from jax.extend import core
 
 
+# primitives that call a function, and where they keep it
+_CALLS = {
+    "jit": ("jaxpr",),
+    "pjit": ("jaxpr",),
+    "custom_jvp_call": ("call_jaxpr",),
+    "custom_vjp_call": ("call_jaxpr", "fun_jaxpr"),
+}
 MAX_GROWTH = 8  # an equation whose output outgrows its inputs by more is a broadcast: not held
 
 
@@ -36,7 +43,8 @@ def split(
 
     Returns:
         `held`, a list of arrays, and `rest` with rest(held, *varying) equal to
-        function(fixed, *varying) for every `varying` of these shapes.
+        function(fixed, *varying) for every `varying` of these shapes. `rest` is not to be
+        differentiated: functions with a gradient rule of their own are taken apart.
     """
     closed, shape = jax.make_jaxpr(function, return_shape=True)(fixed, *varying)
     jaxpr = _without_dead_code(_inlined(closed.jaxpr))
@@ -82,7 +90,7 @@ def _grows(equation: core.JaxprEqn) -> bool:
 
 
 def _inlined(jaxpr: core.Jaxpr) -> core.Jaxpr:
-    """The jaxpr without calls of jitted functions, which would hide what they hold."""
+    """The jaxpr without calls of other functions, which would hide what they hold."""
     equations: list[core.JaxprEqn] = []
     names: dict[Any, Any] = {}
 
@@ -91,21 +99,27 @@ def _inlined(jaxpr: core.Jaxpr) -> core.Jaxpr:
 
     def add(inner):
         for equation in inner.eqns:
-            if equation.primitive.name in ("jit", "pjit") and not equation.effects:
-                called = equation.params["jaxpr"]
-                if not called.consts:
-                    fresh = _with_fresh_names(called.jaxpr)
-                    arguments = [renamed(v) for v in equation.invars]
-                    names.update(zip(fresh.invars, arguments, strict=True))
-                    add(fresh)
-                    results = [renamed(v) for v in fresh.outvars]
-                    names.update(zip(equation.outvars, results, strict=True))
-                    continue
-            equations.append(equation.replace(invars=[renamed(v) for v in equation.invars]))
+            called = _called(equation)
+            if called is None:
+                equations.append(equation.replace(invars=[renamed(v) for v in equation.invars]))
+                continue
+            fresh = _with_fresh_names(called)
+            names.update(zip(fresh.invars, map(renamed, equation.invars), strict=True))
+            add(fresh)
+            names.update(zip(equation.outvars, map(renamed, fresh.outvars), strict=True))
 
     add(jaxpr)
     outputs = [renamed(v) for v in jaxpr.outvars]
     return jaxpr.replace(eqns=equations, outvars=outputs)
+
+
+def _called(equation: core.JaxprEqn) -> core.Jaxpr | None:
+    """What a call of a jitted function, or of one with its own gradient rule, computes."""
+    for key in _CALLS.get(equation.primitive.name, ()):
+        called = equation.params.get(key)
+        if isinstance(called, core.ClosedJaxpr) and not called.consts and not equation.effects:
+            return called.jaxpr
+    return None
 
 
 def _with_fresh_names(jaxpr: core.Jaxpr) -> core.Jaxpr:
