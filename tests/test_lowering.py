@@ -7,6 +7,7 @@ import pytest
 from jax import lax
 
 from fvaudit.optvis import lowering
+from fvaudit.optvis.lowering import sampling
 
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -114,8 +115,8 @@ def test_affine_gradient_equals_the_stock_gradient(matrix, shift):
         def slopes(function):
             return jax.jit(lambda *at: jax.vjp(function, *at)[1](g))(image, matrix, shift)
 
-        got = slopes(lambda i, m, s: lowering._sample(i, m, s, 2))
-        want = slopes(lowering._gather_taps)
+        got = slopes(lambda i, m, s: sampling._sample(i, m, s, 2))
+        want = slopes(sampling._gather_taps)
         for ours, stock in zip(got, want, strict=True):
             np.testing.assert_allclose(ours, stock, atol=1e-4)  # positions are float32
 
