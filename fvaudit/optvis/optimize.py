@@ -56,15 +56,15 @@ def maximize(
     """
     adam = optax.adam(learning_rate)
     init_key, step_key = jax.random.split(key)
-    latent: Any = parameterization.init(init_key, size)
+    latent: Any = parameterization.init(init_key, (*size, 3))
 
     def loss(z, t):
-        image = parameterization.decode(z, size)
+        image = parameterization.decode(z, (*size, 3))
         return -score(transform.apply(jax.random.fold_in(step_key, t), image))
 
     def step(carry, t):
         z, state, shots = carry
-        shots = _keep(shots, shot_steps, t, lambda: parameterization.decode(z, size))
+        shots = _keep(shots, shot_steps, t, lambda: parameterization.decode(z, (*size, 3)))
         value, gradient = jax.value_and_grad(loss)(z, t)
         update, state = adam.update(gradient, state)
         return (optax.apply_updates(z, update), state, shots), -value
@@ -72,7 +72,7 @@ def maximize(
     shots = jnp.zeros((len(shot_steps), *size, 3))
     carry = (latent, adam.init(latent), shots)
     (latent, _, shots), trace = jax.lax.scan(step, carry, jnp.arange(steps))
-    image = parameterization.decode(latent, size)
+    image = parameterization.decode(latent, (*size, 3))
     shots = _keep(shots, shot_steps, jnp.asarray(steps), lambda: image)
     return Ascent(image, score(image), trace, shots)
 

@@ -12,7 +12,7 @@ place of lucid's sqrt(w h) factor, which is the same map.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,15 +27,19 @@ COLOURS = (_CORRELATION / np.linalg.norm(_CORRELATION, axis=0).max()).astype(np.
 _EDGE = 1e-6  # encode() keeps this far from 0 and 1, where the sigmoid's inverse is infinite
 
 Image = Float[Array, "h w c"]
+Shape = tuple[int, int, int]  # (rows, columns, channels) that the network takes
 
 
 class Parameterization(NamedTuple):
     """Three pure functions and the call text that makes them again."""
 
     text: str
-    init: Callable[[Key[Array, ""], tuple[int, int]], Array]  # (key, (h, w)) -> latent
-    decode: Callable[[Array, tuple[int, int]], Image]  # latent -> image in [0, 1]
-    encode: Callable[[Image], Array]  # the latent of a given image; decode's inverse
+    init: Callable[[Key[Array, ""], Shape], Any]  # (key, (h, w, c)) -> latent, any pytree
+    decode: Callable[[Any, Shape], Image]  # (latent, (h, w, c)) -> image in [0, 1]
+    encode: (
+        Callable[[Image], Any] | None
+    )  # the latent of a given image; None: decode has no inverse
+    alpha: bool = False  # decode appends a channel, the image's opacity in [0, 1]
 
 
 @functools.cache  # the same settings are the same object, so nothing is traced twice
@@ -48,10 +52,10 @@ def pixels(sd: float = 0.01, decorrelate: bool = True) -> Parameterization:
     """
     _require_positive("sd", sd)
 
-    def init(key, size):
-        return sd * jax.random.normal(key, (*size, 3))
+    def init(key, shape):
+        return sd * jax.random.normal(key, shape)
 
-    def decode(latent, size):
+    def decode(latent, shape):
         return _to_image(latent, decorrelate)
 
     def encode(image):
@@ -73,10 +77,12 @@ def fourier(sd: float = 0.01, decay: float = 1.0, decorrelate: bool = True) -> P
     if decay < 0:
         raise AuditError(f"fourier: decay must be >= 0, got {decay}.")
 
-    def init(key, size):
-        return sd * jax.random.normal(key, (2, size[0], size[1] // 2 + 1, 3))
+    def init(key, shape):
+        h, w, c = shape
+        return sd * jax.random.normal(key, (2, h, w // 2 + 1, c))
 
-    def decode(latent, size):
+    def decode(latent, shape):
+        size = shape[:2]
         spectrum = jax.lax.complex(latent[0], latent[1]) * _frequency_scale(size, decay)
         z = jnp.fft.irfft2(spectrum, s=size, axes=(0, 1), norm="ortho") / 4
         return _to_image(z, decorrelate)
@@ -98,14 +104,21 @@ def _frequency_scale(size: tuple[int, int], decay: float) -> Float[np.ndarray, "
     return scale[:, :, None].astype(np.float32)
 
 
+def _colours(channels: int, decorrelate: bool) -> Float[np.ndarray, "c c"]:
+    if decorrelate and channels == 3:
+        return COLOURS
+    return np.eye(channels, dtype=np.float32)
+
+
 def _to_image(z: Image, decorrelate: bool) -> Image:
-    return jax.nn.sigmoid(z @ COLOURS.T if decorrelate else z)
+    return jax.nn.sigmoid(z @ _colours(z.shape[-1], decorrelate).T)
 
 
 def _to_latent(image: Image, decorrelate: bool) -> Image:
     inside = jnp.clip(image, _EDGE, 1 - _EDGE)
     z = jnp.log(inside) - jnp.log1p(-inside)
-    return z @ np.linalg.inv(COLOURS.T.astype(np.float64)).astype(np.float32) if decorrelate else z
+    root = _colours(z.shape[-1], decorrelate).astype(np.float64)
+    return z @ np.linalg.inv(root.T).astype(np.float32)
 
 
 def _require_positive(name: str, value: float) -> None:
