@@ -1,0 +1,154 @@
+"""Activation functions whose gradient may find its way out of a dead network.
+
+Where no unit of a ReLU layer fires, no gradient passes and a visualization never starts. lucid's
+remedy, for the first steps only, and for each image (leading axis) on its own:
+
+    ordinary   = act'(x) * g                           g is the gradient of a loss that is descended
+    redirected = 0 where x < 0 and g > 0               it would push x lower still
+                 0 where x > 6 and g < 0               relu6 only: it would push x higher still
+                 g elsewhere
+    gradient   = redirected  where active and every entry of `ordinary` of that image is exactly 0
+                 ordinary    elsewhere
+
+Networks call `relu`, `relu6` and `gelu` of this module. Values are always those of `jax.nn`.
+Outside `redirecting` they are `jax.nn`'s functions: programs compiled there hold no trace of it.
+
+Off by one: lucid redirects while global_step <= 16, which is its first 17 gradients (0 to 16),
+although its text says "at most 16 steps". Here `active` is step < STEPS: the first 16 gradients.
+Two more differences, both where lucid departs from its own definition: at the kinks (x = 0; x = 6)
+the ordinary gradient is `jax.nn`'s, 0, while lucid's override lets it pass; and "entirely 0" means
+every entry, where lucid asks whether a sum of squares is 0, which tiny gradients underflow to.
+
+Source: lucid `misc/redirected_relu_grad` (Olah et al. 2017). For gelu the same rule with gelu's own
+derivative, which is 0 only where it underflows (x < -14 or so in float32): it seldom acts.
+"""
+
+import contextlib
+import contextvars
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+STEPS = 16  # gradients at the start of an optimization that are redirected
+_BELOW, _KINK, _LIVE, _ABOVE = -1, 0, 1, 2  # regions of a piecewise linear function's input
+
+_active: contextvars.ContextVar = contextvars.ContextVar("redirect_active", default=None)
+_trace_key = jax.make_user_context(None)  # part of jit's cache key: see `redirecting`
+
+
+@contextlib.contextmanager
+def redirecting(active: bool | Bool[Array, ""]) -> Iterator[None]:
+    """Redirects the gradients of networks that are *traced* inside the context.
+
+    A function that was jitted and traced outside is traced again inside, and the other way round.
+
+    Args:
+        active: scalar, may be traced: whether this step redirects, usually step < STEPS.
+
+    Raises:
+        TypeError: if `active` is no boolean scalar (a step number would always be true).
+    """
+    if not isinstance(active, bool) and (jnp.shape(active), jnp.result_type(active)) != ((), bool):
+        raise TypeError(f"redirecting takes one boolean, such as step < {STEPS}, got {active!r}.")
+    known = isinstance(active, bool)
+    token = _active.set(active)
+    try:
+        # A traced value must not be reused by an inner jit that was traced under another one.
+        with _trace_key(active if known else object()):
+            yield
+    finally:
+        _active.reset(token)
+
+
+def relu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """max(x, 0); inside `redirecting`, the leading axis is the images'.
+
+    Under `vmap` each example is a batch of its own: with its leading axis as images.
+    """
+    return _call(jax.nn.relu, _relu, x)
+
+
+def relu6(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """min(max(x, 0), 6); inside `redirecting`, the leading axis is the images'."""
+    return _call(jax.nn.relu6, _relu6, x)
+
+
+def gelu(x: Float[Array, "*n"], approximate: bool = False) -> Float[Array, "*n"]:
+    """x Phi(x); inside `redirecting`, the leading axis is the images'.
+
+    Args:
+        x: any shape.
+        approximate: use the tanh formula; `jax.nn.gelu` does so by default, PyTorch does not.
+    """
+    ordinary = functools.partial(jax.nn.gelu, approximate=approximate)
+    return _call(ordinary, functools.partial(_gelu, approximate), x)
+
+
+def _call(ordinary, redirected, x: Array) -> Array:
+    active = _active.get()
+    if active is None or active is False:
+        return ordinary(x)
+    return redirected(x, jnp.asarray(active))
+
+
+def _piecewise(value, region):
+    """A function of slope 1 where live and 0 elsewhere, with the redirected gradient.
+
+    One byte an entry is kept for the backward pass: in which region x lies.
+    """
+
+    @jax.custom_vjp
+    def function(x, active):
+        return value(x)
+
+    def forward(x, active):
+        return value(x), (region(x), active)
+
+    def backward(saved, g):
+        where, active = saved
+        ordinary = jnp.where(where == _LIVE, g, 0)
+        return _redirect(ordinary, g, where == _BELOW, where == _ABOVE, active), None
+
+    function.defvjp(forward, backward)
+    return function
+
+
+def _relu_region(x):
+    return (x > 0).astype(jnp.int8) - (x < 0).astype(jnp.int8)
+
+
+def _relu6_region(x):
+    inside = jnp.where(x > 6, _ABOVE, _LIVE * (x < 6))
+    return jnp.where(x < 0, _BELOW, jnp.where(x > 0, inside, _KINK)).astype(jnp.int8)
+
+
+_relu = _piecewise(jax.nn.relu, _relu_region)
+_relu6 = _piecewise(jax.nn.relu6, _relu6_region)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gelu(approximate, x, active):
+    return jax.nn.gelu(x, approximate=approximate)
+
+
+def _gelu_forward(approximate, x, active):
+    return jax.nn.gelu(x, approximate=approximate), (x, active)
+
+
+def _gelu_backward(approximate, saved, g):
+    x, active = saved
+    (ordinary,) = jax.vjp(lambda y: jax.nn.gelu(y, approximate=approximate), x)[1](g)
+    return _redirect(ordinary, g, x < 0, jnp.zeros_like(x, bool), active), None
+
+
+_gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+def _redirect(ordinary, g, below, above, active):
+    blocked = (below & (g > 0)) | (above & (g < 0))  # descent: positive gradients push lower
+    dead = ~jnp.any(ordinary != 0, axis=tuple(range(1, g.ndim)), keepdims=True)
+    return jnp.where(active & dead, jnp.where(blocked, 0, g), ordinary)
