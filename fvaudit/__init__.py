@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from fvaudit.data import load_images as load_images
     from fvaudit.models.model import Model as Model
     from fvaudit.models.zoo import load_model as load_model
+    from fvaudit.optvis.alpha import with_alpha as with_alpha
+    from fvaudit.optvis.cppn import cppn as cppn
+    from fvaudit.optvis.maco import maco as maco
+    from fvaudit.optvis.natural import ImageStatistics as ImageStatistics
+    from fvaudit.optvis.natural import fit_statistics as fit_statistics
     from fvaudit.optvis.objectives import Channel as Channel
     from fvaudit.optvis.objectives import ClassLogit as ClassLogit
     from fvaudit.optvis.objectives import Neuron as Neuron
@@ -45,6 +50,7 @@ _HOME = {
     "ClassLogit": "optvis.objectives",
     "Estimate": "records",
     "ImageSet": "records",
+    "ImageStatistics": "optvis.natural",
     "Model": "models.model",
     "Neuron": "optvis.objectives",
     "Status": "records",
@@ -53,13 +59,17 @@ _HOME = {
     "Verdict": "records",
     "Visualization": "records",
     "audit": "run",
+    "cppn": "optvis.cppn",
+    "fit_statistics": "optvis.natural",
     "fourier": "optvis.params",
     "load_config": "config",
     "load_images": "data",
     "load_model": "models.zoo",
+    "maco": "optvis.maco",
     "path_similarity": "api",
     "pixels": "optvis.params",
     "visualize": "optvis.visualize",
+    "with_alpha": "optvis.alpha",
 }
 
 __all__ = [*_HOME]  # pyright: ignore[reportUnsupportedDunderAll]

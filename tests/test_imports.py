@@ -20,7 +20,12 @@ ALLOWED = {
     "optvis.lowering": set(),
     "optvis.redirect": set(),
     "optvis.objectives": {"records"},
-    "optvis.params": {"records"},
+    "optvis.colours": set(),
+    "optvis.natural": {"records", "optvis.colours"},
+    "optvis.params": {"records", "optvis.colours", "optvis.natural"},
+    "optvis.maco": {"records", "optvis.colours", "optvis.natural", "optvis.params"},
+    "optvis.cppn": {"records", "optvis.params"},
+    "optvis.alpha": {"records", "optvis.params"},
     "optvis.transforms": {"records", "optvis.lowering"},
     "optvis.optimize": {"records", "optvis.params", "optvis.transforms"},  # types only
     "optvis.visualize": {"records", "models", "optvis"},

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fvaudit.optvis.params import COLOURS, fourier, pixels
+from fvaudit.optvis.colours import COLOURS
+from fvaudit.optvis.params import fourier, pixels
 from fvaudit.records import AuditError
 
 
