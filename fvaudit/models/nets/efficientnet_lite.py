@@ -8,12 +8,11 @@ copied by path.
 
 from typing import NamedTuple
 
-import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
 from fvaudit.models.model import Tap
-from fvaudit.optvis import lowering
+from fvaudit.optvis import lowering, redirect
 
 
 class Stage(NamedTuple):
@@ -36,6 +35,7 @@ LITE0 = (
     Stage(1, 3, 1, 6, 320),
 )
 STEM, HEAD, CLASSES = 32, 1280, 1000
+GAINS = {"project_conv": 1.0, "bn2": 0.5, "fc": 1.0}  # of random weights: sums grow slowly
 
 
 class MBConv(nnx.Module):
@@ -55,8 +55,8 @@ class MBConv(nnx.Module):
     def __call__(self, x: Float[Array, "n h w c"], tap: Tap) -> Float[Array, "n p q o"]:
         y = x
         if self.expand_conv is not None and self.bn0 is not None:
-            y = tap(f"{self.name}.expand", jax.nn.relu6(self.bn0(self.expand_conv(y))))
-        y = tap(f"{self.name}.depthwise", jax.nn.relu6(self.bn1(self.depthwise_conv(y))))
+            y = tap(f"{self.name}.expand", redirect.relu6(self.bn0(self.expand_conv(y))))
+        y = tap(f"{self.name}.depthwise", redirect.relu6(self.bn1(self.depthwise_conv(y))))
         y = self.bn2(self.project_conv(y))
         return tap(self.name, x + y if self.residual else y)
 
@@ -73,10 +73,10 @@ class EfficientNetLite(nnx.Module):
         self.fc = nnx.Linear(HEAD, CLASSES, rngs=rngs)
 
     def __call__(self, x: Float[Array, "n h w 3"], tap: Tap) -> Float[Array, "n k"]:
-        x = tap("stem", jax.nn.relu6(self.bn0(self.conv_stem(x))))
+        x = tap("stem", redirect.relu6(self.bn0(self.conv_stem(x))))
         for block in self.blocks:
             x = block(x, tap)
-        x = tap("head", jax.nn.relu6(self.bn1(self.conv_head(x))))
+        x = tap("head", redirect.relu6(self.bn1(self.conv_head(x))))
         x = tap("avgpool", x.mean((1, 2)))
         return tap("logits", self.fc(x))
 
