@@ -1,6 +1,6 @@
 """Affine sampling: bilinear, with the image gradient gathered over the inverse map.
 
-    forward    out[q] = sum over p of image[p] * hat(A q + b - p),   hat(t) = max(0, 1 - |t|) per axis
+    forward    out[q] = sum over p of image[p] * hat(A q + b - p),   hat(t) = max(0, 1 - |t|)
     gradient   dimage[p] = sum over q of g[q] * hat(A q + b - p), over the few q near inverse(p)
 
 XLA's own gradient would scatter, which costs eight times as much on the CPU.
