@@ -172,4 +172,4 @@ def test_checkpoint_that_does_not_fit_is_refused():
 
 
 def test_zoo_names():
-    assert zoo_names() == ("efficientnet_lite0", "googlenet")
+    assert zoo_names() == ("efficientnet_lite0", "googlenet", "resnet50")

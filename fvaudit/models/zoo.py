@@ -17,7 +17,7 @@ from flax import nnx
 from fvaudit.models import weights as weight_files
 from fvaudit.models.classes import load_classes
 from fvaudit.models.model import Forward, InputSpec, Model, layer_shapes
-from fvaudit.models.nets import efficientnet_lite, googlenet
+from fvaudit.models.nets import efficientnet_lite, googlenet, resnet
 from fvaudit.models.random_weights import random_state
 from fvaudit.models.weights import LUCID, TORCH, Naming
 from fvaudit.records import AuditError
@@ -58,6 +58,21 @@ _ZOO = {
         "BVLC GoogLeNet's tensors under lucid's names, RGB, kernels (rows, columns, in, out): "
         "conv2d0_w of shape (7, 7, 3, 64), conv2d0_b, ..., softmax2_w of shape (1024, 1000), "
         "softmax2_b (for example googlenet_bvlc.safetensors)",
+    ),
+    "resnet50": _Entry(
+        resnet.ResNet50,
+        InputSpec(
+            (224, 224),
+            (0.485, 0.456, 0.406),  # torchvision's preprocessing
+            (0.229, 0.224, 0.225),
+            resize=256,
+            interpolation="bilinear",
+        ),
+        resnet.trunk(),
+        TORCH,
+        resnet.GAINS,
+        "torchvision's resnet50 state dict (conv1.weight of shape (64, 3, 7, 7), bn1.weight, ..., "
+        "fc.bias)",
     ),
 }
 

@@ -12,7 +12,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from fvaudit.models.model import Tap
-from fvaudit.optvis import lowering, redirect
+from fvaudit.models.nets.conv_norm import bare_conv, conv_norm
+from fvaudit.optvis import redirect
 
 
 class Stage(NamedTuple):
@@ -55,9 +56,11 @@ class MBConv(nnx.Module):
     def __call__(self, x: Float[Array, "n h w c"], tap: Tap) -> Float[Array, "n p q o"]:
         y = x
         if self.expand_conv is not None and self.bn0 is not None:
-            y = tap(f"{self.name}.expand", redirect.relu6(self.bn0(self.expand_conv(y))))
-        y = tap(f"{self.name}.depthwise", redirect.relu6(self.bn1(self.depthwise_conv(y))))
-        y = self.bn2(self.project_conv(y))
+            y = tap(f"{self.name}.expand", redirect.relu6(conv_norm(self.expand_conv, self.bn0, y)))
+        y = tap(
+            f"{self.name}.depthwise", redirect.relu6(conv_norm(self.depthwise_conv, self.bn1, y))
+        )
+        y = conv_norm(self.project_conv, self.bn2, y)
         return tap(self.name, x + y if self.residual else y)
 
 
@@ -73,10 +76,10 @@ class EfficientNetLite(nnx.Module):
         self.fc = nnx.Linear(HEAD, CLASSES, rngs=rngs)
 
     def __call__(self, x: Float[Array, "n h w 3"], tap: Tap) -> Float[Array, "n k"]:
-        x = tap("stem", redirect.relu6(self.bn0(self.conv_stem(x))))
+        x = tap("stem", redirect.relu6(conv_norm(self.conv_stem, self.bn0, x)))
         for block in self.blocks:
             x = block(x, tap)
-        x = tap("head", redirect.relu6(self.bn1(self.conv_head(x))))
+        x = tap("head", redirect.relu6(conv_norm(self.conv_head, self.bn1, x)))
         x = tap("avgpool", x.mean((1, 2)))
         return tap("logits", self.fc(x))
 
@@ -97,17 +100,7 @@ def _blocks(stages, rngs):
 
 
 def _conv(width, out, kernel, stride=1, groups=1, *, rngs) -> nnx.Conv:
-    return nnx.Conv(
-        width,
-        out,
-        (kernel, kernel),
-        strides=(stride, stride),
-        padding="SAME",
-        feature_group_count=groups,
-        use_bias=False,
-        conv_general_dilated=lowering.conv_general_dilated,
-        rngs=rngs,
-    )
+    return bare_conv(width, out, kernel, stride, "SAME", rngs, groups=groups)
 
 
 def _norm(width, rngs) -> nnx.BatchNorm:

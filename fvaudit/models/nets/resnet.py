@@ -1,0 +1,95 @@
+"""ResNet-50 v1.5, as torchvision has it.
+
+He et al., "Deep residual learning for image recognition" (CVPR 2016); in v1.5 a block that halves
+the picture does so in its 3x3 convolution rather than in its first 1x1 (Goyal et al., 2017). A
+block of width w maps x to
+
+    relu(shortcut(x) + norm(1x1 to 4 w (relu(norm(3x3 (relu(norm(1x1 to w (x)))))))))
+
+and its shortcut is x itself, or norm(1x1(x)) in the first block of each stage. Submodules carry
+torchvision's names, so weights are copied by path.
+"""
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from fvaudit.models.model import Tap
+from fvaudit.models.nets.conv_norm import bare_conv, conv_norm
+from fvaudit.optvis import lowering, redirect
+
+
+BLOCKS = (3, 4, 6, 3)  # of stages layer1 to layer4, Table 1 of the paper
+WIDTHS = (64, 128, 256, 512)
+EXPANSION = 4
+STEM, CLASSES = 64, 1000
+GAINS = {"conv3": 1.0, "bn3": 0.25, "fc": 1.0}  # of random weights: sums grow slowly
+
+
+class Bottleneck(nnx.Module):
+    """1x1, 3x3, 1x1 and the shortcut; taps `<name>.relu1`, `<name>.relu2` and `<name>`."""
+
+    def __init__(self, name: str, inputs: int, width: int, stride: int, rngs: nnx.Rngs):
+        out = width * EXPANSION
+        self.name = name
+        self.conv1, self.bn1 = _conv(inputs, width, 1, 1, rngs), _norm(width, rngs)
+        self.conv2, self.bn2 = _conv(width, width, 3, stride, rngs), _norm(width, rngs)
+        self.conv3, self.bn3 = _conv(width, out, 1, 1, rngs), _norm(out, rngs)
+        same = stride == 1 and inputs == out
+        projection = [] if same else [_conv(inputs, out, 1, stride, rngs), _norm(out, rngs)]
+        self.downsample = nnx.List(projection)
+
+    def __call__(self, x: Float[Array, "n h w c"], tap: Tap) -> Float[Array, "n p q o"]:
+        y = tap(f"{self.name}.relu1", redirect.relu(conv_norm(self.conv1, self.bn1, x)))
+        y = tap(f"{self.name}.relu2", redirect.relu(conv_norm(self.conv2, self.bn2, y)))
+        y = conv_norm(self.conv3, self.bn3, y)
+        return tap(self.name, redirect.relu(self._shortcut(x) + y))
+
+    def _shortcut(self, x):
+        if not self.downsample:
+            return x
+        conv, norm = self.downsample
+        return conv_norm(conv, norm, x)
+
+
+class ResNet50(nnx.Module):
+    """The whole network; input (n, h, w, 3) normalised, output logits (n, 1000)."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.conv1, self.bn1 = _conv(3, STEM, 7, 2, rngs), _norm(STEM, rngs)
+        inputs = STEM
+        for stage, (blocks, width) in enumerate(zip(BLOCKS, WIDTHS, strict=True), start=1):
+            name = f"layer{stage}"
+            setattr(self, name, nnx.List(_stage(name, inputs, width, blocks, rngs)))
+            inputs = width * EXPANSION
+        self.fc = nnx.Linear(inputs, CLASSES, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "n h w 3"], tap: Tap) -> Float[Array, "n k"]:
+        x = tap("stem", redirect.relu(conv_norm(self.conv1, self.bn1, x)))
+        x = tap("maxpool", lowering.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))))
+        for stage in range(1, len(BLOCKS) + 1):
+            for block in getattr(self, f"layer{stage}"):
+                x = block(x, tap)
+        x = tap("avgpool", x.mean((1, 2)))
+        return tap("logits", self.fc(x))
+
+
+def trunk() -> tuple[str, ...]:
+    """The layers that every path crosses, shallow to deep."""
+    blocks = [f"layer{s}.{b}" for s, count in enumerate(BLOCKS, start=1) for b in range(count)]
+    return ("stem", "maxpool", *blocks, "avgpool", "logits")
+
+
+def _stage(name: str, inputs: int, width: int, blocks: int, rngs: nnx.Rngs):
+    for i in range(blocks):
+        stride = 2 if i == 0 and name != "layer1" else 1
+        yield Bottleneck(f"{name}.{i}", inputs, width, stride, rngs)
+        inputs = width * EXPANSION
+
+
+def _conv(inputs: int, out: int, kernel: int, stride: int, rngs: nnx.Rngs) -> nnx.Conv:
+    around = (kernel // 2, kernel // 2)
+    return bare_conv(inputs, out, kernel, stride, (around, around), rngs)
+
+
+def _norm(width: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
+    return nnx.BatchNorm(width, use_running_average=True, epsilon=1e-5, rngs=rngs)
