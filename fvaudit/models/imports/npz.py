@@ -45,12 +45,14 @@ def read_npz(path: str | os.PathLike, check: Check) -> dict[str, np.ndarray]:
     where = shown(os.fspath(path))
     try:
         if not pathlib.Path(path).is_file():  # opening a pipe would wait
-            raise AuditError(f"Cannot read {where}: it is not a regular file.")
+            raise AuditError(f"Cannot read {where}: there is no such file, or no regular one.")
         with zipfile.ZipFile(path) as archive:
             headers = {name: _header(archive, name) for name in archive.namelist()}
             _check_types({name: dtype for name, (_, dtype) in headers.items()}, where)
             check({_plain(name): shape for name, (shape, _) in headers.items()})
             return {_plain(name): _array(archive, name) for name in headers}
+    except AuditError:  # a ValueError, but not the file's
+        raise
     except _DAMAGE as error:
         raise AuditError(
             f"Cannot read {where}: {shown(str(error))}; expected a .npz file without pickles."

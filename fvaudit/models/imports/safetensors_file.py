@@ -37,12 +37,14 @@ def read_safetensors(path: str | os.PathLike, check: Check) -> dict[str, np.ndar
     where = shown(os.fspath(path))
     try:
         if not pathlib.Path(path).is_file():  # opening a pipe would wait
-            raise AuditError(f"Cannot read {where}: it is not a regular file.")
+            raise AuditError(f"Cannot read {where}: there is no such file, or no regular one.")
         with safe_open(path, framework="numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             _check_types({name: s.get_dtype() for name, s in slices.items()}, where)
             check({name: tuple(s.get_shape()) for name, s in slices.items()})
             return {name: file.get_tensor(name).astype(np.float32) for name in slices}
+    except AuditError:  # a ValueError, but not the file's
+        raise
     except (SafetensorError, OSError, ValueError) as error:  # ValueError: a path with a NUL
         raise AuditError(
             f"Cannot read {where}: {shown(str(error))}; expected a .safetensors file."
