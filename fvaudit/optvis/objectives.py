@@ -7,9 +7,12 @@ new records and never touch their operands; the text keeps the weights.
 
     0.8 * Channel("blocks.8", 17) - Channel("blocks.8", 3)
     text: "0.8*(blocks.8:17) + -1*(blocks.8:3)"
+
+The n images of one call are one set, and the engine maximizes the sum of their scores: an
+objective that couples them (`fvaudit.optvis.couplings`) is an objective like any other. The layer
+"input" holds the images themselves.
 """
 
-import dataclasses
 import math
 import numbers
 from collections.abc import Mapping
@@ -19,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from fvaudit.optvis.pytrees import data, pytree, static
 from fvaudit.records import AuditError, Unit
 
 
@@ -28,22 +32,28 @@ Activations = Mapping[str, Float[Array, "n ..."]]
 class Objective:
     """Base of all objectives: the algebra. Call: activations -> one score per image, (n,)."""
 
+    layer: str  # the layer of an objective that reads no single unit
+    __array_ufunc__ = None  # NumPy leaves its scalars' products to us, and makes no object arrays
+
     def __call__(self, activations: Activations) -> Float[Array, " n"]:
         """The score of each image; `activations` must hold `layers`."""
         raise NotImplementedError
 
     @property
     def units(self) -> tuple[Unit, ...]:
-        """The units that the objective reads."""
-        raise NotImplementedError
+        """The units that the objective reads, so that a model can refuse those it lacks."""
+        return ()
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers that the objective reads, each once, in order of mention."""
-        return tuple(dict.fromkeys(unit.layer for unit in self.units))
+        return tuple(dict.fromkeys(unit.layer for unit in self.units)) or (self.layer,)
 
     def __add__(self, other: Any) -> "Objective":
         return Sum(self, other) if isinstance(other, Objective) else NotImplemented
+
+    def __radd__(self, other: Any) -> "Objective":
+        return self if _is_zero(other) else NotImplemented  # where Python's sum() starts
 
     def __sub__(self, other: Any) -> "Objective":
         return Sum(self, -other) if isinstance(other, Objective) else NotImplemented
@@ -57,25 +67,23 @@ class Objective:
 
     __rmul__ = __mul__
 
+    def __truediv__(self, divisor: Any) -> "Objective":
+        if not isinstance(divisor, numbers.Real):
+            return NotImplemented
+        if not math.isfinite(divisor) or divisor == 0:
+            raise AuditError(f"An objective is divided by a finite number, not 0; got {divisor}.")
+        return self * (1.0 / float(divisor))
+
     def __neg__(self) -> "Objective":
         return Scaled(-1.0, self)
 
 
-def _data(default: Any = dataclasses.MISSING) -> Any:
-    return dataclasses.field(default=default)
-
-
-def _static() -> Any:
-    return dataclasses.field(metadata={"static": True})
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class Channel(Objective):
     """Mean of one channel over all positions; on a dense layer, that unit's value."""
 
-    layer: str = _static()
-    index: Any = _data()  # int, or a traced integer inside the engine
+    layer: str = static()
+    index: Any = data()  # int, or a traced integer inside the engine
 
     def __call__(self, activations: Activations) -> Float[Array, " n"]:
         x = activations[self.layer]
@@ -90,8 +98,7 @@ class Channel(Objective):
         return f"{self.layer}:{self.index}"
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class Neuron(Objective):
     r"""One channel at one position.
 
@@ -100,9 +107,9 @@ class Neuron(Objective):
         5 positions: . . X . .      4 positions: . . X .
     """
 
-    layer: str = _static()
-    index: Any = _data()
-    position: tuple[Any, Any] | None = _data(None)  # (row, column)
+    layer: str = static()
+    index: Any = data()
+    position: tuple[Any, Any] | None = data(default=None)  # (row, column)
 
     def __call__(self, activations: Activations) -> Float[Array, " n"]:
         x = activations[self.layer]
@@ -123,12 +130,11 @@ class Neuron(Objective):
         return f"{self.layer}:{self.index}@{at}"
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class ClassLogit(Objective):
     """The logit of one class, before the softmax."""
 
-    index: Any = _data()
+    index: Any = data()
 
     def __call__(self, activations: Activations) -> Float[Array, " n"]:
         return jnp.take(activations["logits"], self.index, axis=-1)
@@ -141,13 +147,47 @@ class ClassLogit(Objective):
         return f"logits:{self.index}"
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
+class ClassProbability(Objective):
+    """The probability of one class, after the softmax.
+
+    It also rises when the other classes' logits fall, and saturates: `ClassLogit` usually gives
+    better pictures (Olah et al. 2017).
+    """
+
+    index: Any = data()
+
+    def __call__(self, activations: Activations) -> Float[Array, " n"]:
+        return jnp.take(jax.nn.softmax(activations["logits"], axis=-1), self.index, axis=-1)
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        return (Unit("logits", self.index),)
+
+    def __str__(self) -> str:
+        return f"ClassProbability({self.index})"
+
+
+@pytree
+class Layer(Objective):
+    """Mean of squares over all positions and channels: DeepDream (Mordvintsev et al. 2015)."""
+
+    layer: str = static()
+
+    def __call__(self, activations: Activations) -> Float[Array, " n"]:
+        x = activations[self.layer]
+        return (x**2).mean(tuple(range(1, x.ndim)))
+
+    def __str__(self) -> str:
+        return f"Layer({self.layer})"
+
+
+@pytree
 class Sum(Objective):
     """left + right."""
 
-    left: Objective = _data()
-    right: Objective = _data()
+    left: Objective = data()
+    right: Objective = data()
 
     def __call__(self, activations: Activations) -> Float[Array, " n"]:
         return self.left(activations) + self.right(activations)
@@ -156,17 +196,20 @@ class Sum(Objective):
     def units(self) -> tuple[Unit, ...]:
         return self.left.units + self.right.units
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self.left.layers + self.right.layers))
+
     def __str__(self) -> str:
         return f"{_term(self.left)} + {_term(self.right)}"
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class Scaled(Objective):
     """weight * term."""
 
-    weight: Any = _data()
-    term: Objective = _data()
+    weight: Any = data()
+    term: Objective = data()
 
     def __call__(self, activations: Activations) -> Float[Array, " n"]:
         return self.weight * self.term(activations)
@@ -175,8 +218,16 @@ class Scaled(Objective):
     def units(self) -> tuple[Unit, ...]:
         return self.term.units
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return self.term.layers
+
     def __str__(self) -> str:
         return f"{self.weight!r}*({self.term})".replace(".0*", "*")
+
+
+def _is_zero(other: Any) -> bool:
+    return isinstance(other, numbers.Real) and other == 0
 
 
 def _term(objective: Objective) -> str:
