@@ -1,0 +1,196 @@
+"""What a user waits for: from the start of the process to a picture as good as the peer's.
+
+The peer is torch-lucent's loop with its defaults (512 steps) on BVLC's GoogLeNet. Its last image of
+a unit sets the mark: the unit's activation, without transforms, measured for both sides by one
+and the same PyTorch network. We count the time until fvaudit's image of that unit is at or above
+the mark, from the start of Python to the PNG file, compilation included.
+
+    python experiments/bench/wall.py peer   # the marks, 2 minutes a unit: wall_peer.csv
+    python experiments/bench/wall.py steps  # our steps to the mark, 5 minutes: wall_steps.csv
+    python experiments/bench/wall.py time   # the timing, 10 minutes with nothing else running
+
+Units: five channels of mixed4d that fire at the start (the peer cannot move one that does not: on
+this network its gradients are not redirected) and two logits. `time` measures the peer's
+milliseconds per step and multiplies; ours is run for 1 and for `--many` units, each with the
+largest number of steps that any measured unit of the layer needed, and extrapolated linearly to 64
+units if fewer were run. Results: results/bench/wall.csv and wall.md.
+"""
+
+import argparse
+import os
+import pathlib
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+import table
+from engine import CACHES
+from processes import HERE, Running
+from sides import ON_OURS, Workload
+
+
+UNITS = {"mixed4d": (264, 500, 450, 17, 111), "logits": (162, 970)}
+STEPS, SEED, MANY = 512, 0, 64
+SHOTS = (32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768)
+ROUNDS = 3
+PROGRAMS = CACHES / "programs"  # fvaudit's compiled programs, apart from the user's
+
+
+def main() -> None:
+    options = _options()
+    CACHES.mkdir(parents=True, exist_ok=True)
+    for layer in options.layers:
+        {"peer": peer, "steps": steps_to_mark, "time": timing}[options.part](layer, options)
+
+
+def peer(layer: str, options: argparse.Namespace) -> None:
+    """Marks that are not there yet, one process a unit."""
+    have = {(r["layer"], r["channel"]) for r in table.read(options.out / "wall_peer.csv")}
+    for channel in (c for c in UNITS[layer] if (layer, c) not in have):
+        file = CACHES / f"peer-{layer}-{channel}.npy"
+        _seconds(["lucent", layer, channel, STEPS, SEED, file])
+        row = {
+            "layer": layer,
+            "channel": channel,
+            "steps": STEPS,
+            "seed": SEED,
+            "activation": _activations(np.load(file)[None], layer, channel)[0],
+        }
+        table.replace(options.out / "wall_peer.csv", [row], ("layer", "channel"))
+        print(row, flush=True)
+
+
+def steps_to_mark(layer: str, options: argparse.Namespace) -> None:
+    """After how many of our steps each unit's image is at or above its mark."""
+    folder = _empty(CACHES / f"ours-{layer}")
+    channels = ",".join(map(str, UNITS[layer]))
+    _seconds(["ours", layer, channels, ",".join(map(str, SHOTS)), SEED, folder])
+    rows = []
+    for channel, mark in _marks(layer, options.out).items():
+        reached = _activations(np.load(folder / f"{channel}.npy"), layer, channel)
+        good = [s for s, a in zip(SHOTS, reached, strict=True) if a >= mark]
+        row = {"layer": layer, "channel": channel, "mark": mark, "steps": min(good, default="")}
+        rows.append(row | {f"at_{s}": a for s, a in zip(SHOTS, reached, strict=True)})
+        print(rows[-1], flush=True)
+    table.replace(options.out / "wall_steps.csv", rows, ("layer", "channel"))
+
+
+def timing(layer: str, options: argparse.Namespace) -> None:
+    """The peer's and our seconds for 1 and for 64 units."""
+    steps = _steps_needed(layer, options.out)
+    rows = [*_peer_rows(layer), *_our_rows(layer, steps, options.many)]
+    rows = [{"layer": layer, **row} for row in rows]
+    everything = table.replace(options.out / "wall.csv", rows, ("layer", "side", "units"))
+    (options.out / "wall.md").write_text(_markdown(everything))
+    print(_markdown(everything))
+
+
+def _peer_rows(layer: str) -> list[table.Row]:
+    """Start-up measured; 512 steps from milliseconds per image-step at the better batch size."""
+    workload = Workload("googlenet", layer, ())
+    running = [Running(side, workload, CACHES, cold=False) for side in ON_OURS.values()]
+    ms = {one.side.name: [] for one in running}
+    for _ in range(ROUNDS):
+        for one in running:
+            elapsed, images = one.run(4 if one.side.batch == 1 else 2)
+            ms[one.side.name].append(elapsed / images * 1e3)
+    for one in running:
+        one.stop()
+    single, batched = (statistics.median(ms[name]) for name in ON_OURS)
+    begun = running[0].facts["ready_s"] - 2 * running[0].facts["step_s"]
+    return [
+        _row("torch-lucent", units, STEPS, begun + units * STEPS * each / 1e3, "extrapolated")
+        for units, each in ((1, single), (MANY, min(single, batched)))
+    ]
+
+
+def _our_rows(layer: str, steps: int, many: int) -> list[table.Row]:
+    """The first run ever (empty program cache), the next one, and many units."""
+    _empty(PROGRAMS)
+    folder = _empty(CACHES / "pictures")
+    channels = [str(c) for c in range(0, 8 * MANY, 8)]
+
+    def seconds(n):
+        return _seconds(["ours", layer, ",".join(channels[:n]), steps, SEED, folder])
+
+    first, again, pair, some = seconds(1), seconds(1), seconds(2), seconds(many)
+    whole = some if many == MANY else some + (MANY - many) * (some - pair) / (many - 2)
+    how = "measured" if many == MANY else f"extrapolated from 2 and {many} units"
+    return [
+        _row("fvaudit, first run", 1, steps, first, "measured"),
+        _row("fvaudit, cached", 1, steps, again, "measured"),
+        _row("fvaudit, first run", MANY, steps, whole + first - again, how),
+        _row("fvaudit, cached", MANY, steps, whole, how),
+    ]
+
+
+def _row(side: str, units: int, steps: int, seconds: float, how: str) -> table.Row:
+    return {"side": side, "units": units, "steps": steps, "seconds": seconds, "how": how}
+
+
+def _seconds(arguments: list) -> float:
+    """How long `reached.py` takes, from the start of Python to its end."""
+    command = [sys.executable, str(HERE / "reached.py"), *map(str, arguments)]
+    begun = time.monotonic()
+    subprocess.run(
+        command, check=True, env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(PROGRAMS)}
+    )
+    return time.monotonic() - begun
+
+
+def _activations(images: np.ndarray, layer: str, channel: int) -> list[float]:
+    """The yardstick: the unit's mean activation for each image (n, 224, 224, 3); PyTorch."""
+    import fair
+    import torch
+    import torch_nets
+
+    net = torch_nets.truncated(torch_nets.load("googlenet"), layer)
+    units = torch.full((len(images),), channel)
+    with torch.no_grad():
+        tensor = torch.from_numpy(images.astype(np.float32)).permute(0, 3, 1, 2)
+        return fair.activation(net(tensor), units).tolist()
+
+
+def _marks(layer: str, folder: pathlib.Path) -> dict[int, float]:
+    rows = [r for r in table.read(folder / "wall_peer.csv") if r["layer"] == layer]
+    return {int(r["channel"]): float(r["activation"]) for r in rows}
+
+
+def _steps_needed(layer: str, folder: pathlib.Path) -> int:
+    rows = [r for r in table.read(folder / "wall_steps.csv") if r["layer"] == layer]
+    if not rows or any(r["steps"] == "" for r in rows):
+        raise SystemExit(f"{layer}: not every unit reaches its mark; see wall_steps.csv.")
+    return int(max(float(r["steps"]) for r in rows))
+
+
+def _markdown(rows: list[table.Row]) -> str:
+    head = ["layer", "side", "units", "steps", "seconds", "how"]
+    lines = [head, ["---"] * 2 + ["---:"] * 3 + ["---"]]
+    lines += [
+        [str(r["layer"]), str(r["side"]), f"{r['units']:.0f}", f"{r['steps']:.0f}",
+         f"{r['seconds']:.0f}", str(r["how"])]
+        for r in rows
+    ]  # fmt: skip
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def _empty(folder: pathlib.Path) -> pathlib.Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("part", choices=["peer", "steps", "time"])
+    parser.add_argument("--layers", nargs="+", choices=list(UNITS), default=list(UNITS))
+    parser.add_argument("--many", type=int, default=16, help="units really run, of 64")
+    parser.add_argument("--out", type=pathlib.Path, default=table.RESULTS, metavar="FOLDER")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
