@@ -4,9 +4,10 @@
     python reached.py ours LAYER CHANNEL,CHANNEL STEPS,STEPS SEED FOLDER
 
 The first runs torch-lucent's loop on BVLC's GoogLeNet and writes its last image; the network is
-frozen and ends at the layer, which leaves the image as it is and takes a third of the time. The second is what
-a program with `import fvaudit` does: load, visualize, write a PNG per channel; with several numbers
-of steps, the images after each of them are written as well, as `CHANNEL.npy` (steps, h, w, 3).
+frozen and ends at the layer, which leaves the image as it is and takes a third of the time. The
+second is what a program with `import fvaudit` does: load, visualize, write a PNG per channel; with
+several numbers of steps, the images after each of them are written as well, as `CHANNEL.npy`
+(steps, h, w, 3).
 """
 
 import pathlib
