@@ -24,15 +24,27 @@ if TYPE_CHECKING:
     from fvaudit.models.model import Model as Model
     from fvaudit.models.zoo import load_model as load_model
     from fvaudit.optvis.alpha import with_alpha as with_alpha
+    from fvaudit.optvis.couplings import Alignment as Alignment
+    from fvaudit.optvis.couplings import Diversity as Diversity
+    from fvaudit.optvis.couplings import Interpolation as Interpolation
     from fvaudit.optvis.cppn import cppn as cppn
+    from fvaudit.optvis.custom import Custom as Custom
+    from fvaudit.optvis.directions import Direction as Direction
+    from fvaudit.optvis.directions import NeuronDirection as NeuronDirection
     from fvaudit.optvis.maco import maco as maco
     from fvaudit.optvis.natural import ImageStatistics as ImageStatistics
     from fvaudit.optvis.natural import fit_statistics as fit_statistics
     from fvaudit.optvis.objectives import Channel as Channel
     from fvaudit.optvis.objectives import ClassLogit as ClassLogit
+    from fvaudit.optvis.objectives import ClassProbability as ClassProbability
+    from fvaudit.optvis.objectives import Layer as Layer
     from fvaudit.optvis.objectives import Neuron as Neuron
     from fvaudit.optvis.params import fourier as fourier
     from fvaudit.optvis.params import pixels as pixels
+    from fvaudit.optvis.penalties import L1 as L1
+    from fvaudit.optvis.penalties import L2 as L2
+    from fvaudit.optvis.penalties import Proximity as Proximity
+    from fvaudit.optvis.penalties import TotalVariation as TotalVariation
     from fvaudit.optvis.visualize import visualize as visualize
     from fvaudit.records import AuditError as AuditError
     from fvaudit.records import Estimate as Estimate
@@ -45,15 +57,27 @@ if TYPE_CHECKING:
     from fvaudit.run import audit as audit
 
 _HOME = {
+    "Alignment": "optvis.couplings",
     "AuditError": "records",
     "Channel": "optvis.objectives",
     "ClassLogit": "optvis.objectives",
+    "ClassProbability": "optvis.objectives",
+    "Custom": "optvis.custom",
+    "Direction": "optvis.directions",
+    "Diversity": "optvis.couplings",
     "Estimate": "records",
     "ImageSet": "records",
     "ImageStatistics": "optvis.natural",
+    "Interpolation": "optvis.couplings",
+    "L1": "optvis.penalties",
+    "L2": "optvis.penalties",
+    "Layer": "optvis.objectives",
     "Model": "models.model",
     "Neuron": "optvis.objectives",
+    "NeuronDirection": "optvis.directions",
+    "Proximity": "optvis.penalties",
     "Status": "records",
+    "TotalVariation": "optvis.penalties",
     "Unit": "records",
     "UnitResult": "records",
     "Verdict": "records",
