@@ -10,7 +10,7 @@ import contextlib
 import enum
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -52,6 +52,9 @@ Out = Annotated[pathlib.Path, typer.Option("--out", "-o", help="the run director
 Folder = Annotated[pathlib.Path, typer.Argument(help="a run directory")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="change a key: engine.steps=64", metavar="A.B=C")
+]
+Weights = Annotated[
+    pathlib.Path | None, typer.Option("--weights", help="its weight file, where it needs one")
 ]
 ModelName = Annotated[str, typer.Option("--model", help="name of a model of the zoo")]
 
@@ -110,11 +113,11 @@ def report_command(folder: Folder) -> None:
 
 
 @app.command("list")
-def list_command(model: ModelName = "efficientnet_lite0") -> None:
+def list_command(model: ModelName = "efficientnet_lite0", weights: Weights = None) -> None:
     """Print a model's layers with their shapes; * marks the trunk that paths are compared along."""
     from fvaudit.models.zoo import load_model
 
-    loaded = load_model(model)
+    loaded = load_model(model, weights)
     print(f"{loaded.name}: {len(loaded.layers)} layers; weights: {loaded.source}")
     print("  layer                 rows x columns x channels")
     for layer, shape in loaded.shapes.items():
@@ -127,36 +130,51 @@ def viz_command(
     model: Annotated[str, typer.Argument(help="name of a model of the zoo")],
     units: Annotated[list[str], typer.Argument(help="layer:channel[@row,column] ...")],
     out: Annotated[pathlib.Path, typer.Option("--out", "-o", help="where pictures go")],
-    steps: Annotated[int, typer.Option(help="Adam updates per image")] = 256,
+    weights: Weights = None,
+    recipe: Annotated[
+        str, typer.Option(help="fourier, lucid, pixels, maco, cppn, yosinski1 to yosinski4")
+    ] = "fourier",
+    steps: Annotated[int | None, typer.Option(help="updates per image; the recipe's own")] = None,
     repeats: Annotated[int, typer.Option(help="independent images per unit")] = 1,
     seed: Annotated[int, typer.Option(help="of all random draws")] = 0,
 ) -> None:
     """Visualize units: one PNG each, and a contact sheet."""
-    from fvaudit import pictures, store
+    from fvaudit import pictures
     from fvaudit.models.zoo import load_model
     from fvaudit.optvis.objectives import of_unit
-    from fvaudit.optvis.params import fourier
-    from fvaudit.optvis.transforms import standard
-    from fvaudit.optvis.visualize import Job, Recipe, render
+    from fvaudit.optvis.recipes import recipe as named_recipe
+    from fvaudit.optvis.render import Job, render
     from fvaudit.records import Unit
+
+    loaded = load_model(model, weights)
+    chosen = named_recipe(recipe, loaded.input, steps=steps)
+    jobs = [Job(of_unit(Unit.parse(text)), r) for text in units for r in range(repeats)]
+    made = []
+    with _progress() as listener:
+        watch = _steps_shown(listener, jobs)
+        for job, ascent in render(loaded, jobs, chosen, seed, watch=watch):
+            pictures.save(out, job, ascent, pictures.provenance(job, ascent, chosen, seed, loaded))
+            made.append((job, ascent))
+    pictures.save_sheet(out / "sheet.png", made, columns=repeats if repeats > 1 else 8)
+    print(f"{len(jobs)} pictures and sheet.png in {out}")
+    dead = [f"{job.objective} (repeat {job.repeat})" for job, ascent in made if not ascent.alive]
+    if dead:
+        print(f"dead, no gradient ever reached the picture: {', '.join(dead)}")
+
+
+def _steps_shown(listener: Callable[["Event"], None], jobs: Sequence[Any]) -> Callable[[Any], None]:
+    """Counts the steps of all jobs together, so that one long picture moves the bar too."""
     from fvaudit.run import Event
 
-    loaded = load_model(model)
-    recipe = Recipe(fourier(), standard(), steps=steps)
-    jobs = [Job(of_unit(Unit.parse(text)), r) for text in units for r in range(repeats)]
-    cells: list[Any] = []
-    with _progress() as listener:
-        listener(Event("visualize", 0, len(jobs), "compiling"))
-        for job, ascent in render(loaded, jobs, recipe, seed):
-            notes = pictures.provenance(job, ascent, recipe, seed, loaded)
-            path = out / pictures.file_name(str(job.objective), job.repeat)
-            store.write_bytes(path, pictures.png(ascent.image, notes))
-            cells.append((ascent.image, f"{job.objective} {ascent.activation:.2f}"))
-            listener(Event("visualize", len(cells), len(jobs), cells[-1][1]))
-    columns = repeats if repeats > 1 else 8
-    rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
-    store.write_bytes(out / "sheet.png", pictures.png(pictures.contact_sheet(rows)))
-    print(f"{len(jobs)} pictures and sheet.png in {out}")
+    listener(Event("visualize", 0, 1, "compiling"))
+    done: dict[Any, int] = {}
+
+    def watch(progress: Any) -> None:
+        done[str(progress.job.objective), progress.job.repeat] = progress.step
+        now = f"{progress.job.objective} at {progress.trace[-1]:.2f}"
+        listener(Event("visualize", sum(done.values()), len(jobs) * progress.total, now))
+
+    return watch
 
 
 @app.command("schema")
@@ -253,7 +271,7 @@ def _print_forecast(config: Any) -> None:
 
     cost = forecast(config)
     print(f"units      {len(cost.units)}: {', '.join(cost.units)}")
-    print(f"images     {cost.images} visualizations of {config.engine.steps} steps each")
+    print(f"images     {cost.images} visualizations of {cost.steps} steps each")
     print(f"natural    {cost.natural_images} images of {cost.photographs} photographs")
     print(f"compiles   {cost.compiles} programs")
     print(f"memory     about {cost.memory / 2**30:.1f} GiB at the peak")

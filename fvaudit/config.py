@@ -22,6 +22,10 @@ class _Section(pydantic.BaseModel):
 
 
 Share = Annotated[float, pydantic.Field(gt=0, lt=1)]
+RecipeName = Literal[
+    *("fourier", "lucid", "pixels", "maco", "cppn"),
+    *("yosinski1", "yosinski2", "yosinski3", "yosinski4"),
+]
 Count = Annotated[int, pydantic.Field(ge=1)]
 
 
@@ -70,10 +74,16 @@ class Units(_Section):
 class Engine(_Section):
     """How visualizations are made."""
 
-    parameterization: Literal["fourier", "pixels"] = "fourier"
-    transforms: Literal["standard", "none"] = "standard"
-    steps: Count = pydantic.Field(default=512, description="Adam updates per image")
-    learning_rate: float = pydantic.Field(default=0.05, gt=0, description="of Adam")
+    recipe: RecipeName = pydantic.Field(
+        default="fourier", description="parameterization, transforms and optimizer"
+    )
+    steps: Count | None = pydantic.Field(
+        default=None, description="updates per image; the recipe's own unless given"
+    )
+    redirected_steps: Annotated[int, pydantic.Field(ge=0)] | None = pydantic.Field(
+        default=None,
+        description="first steps that pass gradient through closed ReLUs; the recipe's own",
+    )
     repeats: Count = pydantic.Field(default=2, description="independent images per unit")
     shots: Count = pydantic.Field(default=6, description="images kept of each trajectory")
     lanes: Count = pydantic.Field(
@@ -147,6 +157,10 @@ class Config(_Section):
 
     version: Literal[1] = 1
     model: str = pydantic.Field(description="name of a model of the zoo")
+    weights: str | None = pydantic.Field(
+        default=None,
+        description="weight file of the model (.safetensors, .npz, .pth); relative to the config",
+    )
     images: Images
     units: list[Units] = pydantic.Field(min_length=1)
     engine: Engine = Engine()
@@ -312,4 +326,5 @@ def _resolved(config: Config, folder: pathlib.Path) -> Config:
     source = images.source if images.source == "samples" else whole(images.source)
     classes = None if images.classes is None else whole(images.classes)
     update = images.model_copy(update={"source": source, "classes": classes})
-    return config.model_copy(update={"images": update})
+    weights = None if config.weights is None else whole(config.weights)
+    return config.model_copy(update={"images": update, "weights": weights})

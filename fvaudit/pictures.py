@@ -16,9 +16,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, PngImagePlugin
 
 import fvaudit
+from fvaudit import store
 from fvaudit.models.model import Model
-from fvaudit.optvis.optimize import Ascent
-from fvaudit.optvis.visualize import Job, Recipe
+from fvaudit.optvis.render import Ascent, Job, Recipe
 
 
 GAP, LINE = 8, 16  # of a contact sheet, in pixels: between pictures, and for the text below one
@@ -63,7 +63,8 @@ def provenance(
         "repeat": job.repeat,
         "seed": seed,
         **recipe.settings(),
-        "activation": f"{ascent.activation:.6g}",
+        "activation": f"{ascent.reached:.6g}",
+        "alive": ascent.alive,
         "jax": jax.__version__,
         "numpy": np.__version__,
         "platform": f"{platform.system()} {platform.machine()}",
@@ -84,6 +85,29 @@ def contact_sheet(
             sheet.paste(Image.fromarray(eight_bit(image)), (left, top))
             draw.text((left, top + h + 2), _shortened(draw, text, w), fill="black")
     return np.asarray(sheet)
+
+
+def save(folder: pathlib.Path, job: Job, ascent: Ascent, notes: Mapping[str, Any]) -> None:
+    """Writes the picture of a job, or all of its set, as `file_name` says."""
+    path = folder / file_name(str(job.objective), job.repeat)
+    for i, image in enumerate(ascent.images):
+        beside = path if len(ascent.images) == 1 else path.with_stem(f"{path.stem}.{i}")
+        store.write_bytes(beside, png(image, notes))
+
+
+def save_sheet(path: pathlib.Path, made: Sequence[tuple[Job, Ascent]], columns: int) -> None:
+    """Writes a contact sheet; what is dead says so instead of showing its grey start."""
+    cells = [
+        (image if ascent.alive else np.ones_like(image), f"{job.objective} {_reached(ascent, i)}")
+        for job, ascent in made
+        for i, image in enumerate(ascent.images)
+    ]
+    rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
+    store.write_bytes(path, png(contact_sheet(rows)))
+
+
+def _reached(ascent: Ascent, i: int) -> str:
+    return f"{ascent.activation[i]:.2f}" if ascent.alive else "dead"
 
 
 def _shortened(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:

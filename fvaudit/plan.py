@@ -18,8 +18,9 @@ from fvaudit.models import devices
 from fvaudit.models.classes import load_classes
 from fvaudit.models.model import Model
 from fvaudit.models.zoo import load_model
-from fvaudit.optvis import objectives, params, transforms
-from fvaudit.optvis.visualize import Job, Recipe, render
+from fvaudit.optvis import objectives
+from fvaudit.optvis.recipes import recipe
+from fvaudit.optvis.render import Job, Recipe, render
 from fvaudit.records import AuditError, ImageSet, Unit
 
 
@@ -40,6 +41,7 @@ class Forecast:
     compiles: int  # programs to compile, natural and evidence passes included
     photographs: int
     natural_images: int
+    steps: int  # updates per visualization
     seconds: float  # wall time, from one short timed run on this machine
     memory: int  # bytes at the peak, estimated
 
@@ -70,16 +72,20 @@ def make_plan(config: Config, model: Model, images: ImageSet) -> Plan:
     units = tuple(u for entry in config.units for u in _units(entry, model, images, config.seed))
     wanted = {layer for unit in units for layer in path_layers(config, model, unit.layer)}
     layers = tuple(layer for layer in model.layers if layer in wanted)
+    return Plan(units, layers, engine_recipe(config, model))
+
+
+def engine_recipe(config: Config, model: Model) -> Recipe:
+    """How the config's visualizations are made."""
     engine = config.engine
-    recipe = Recipe(
-        {"fourier": params.fourier, "pixels": params.pixels}[engine.parameterization](),
-        {"standard": transforms.standard, "none": transforms.none}[engine.transforms](),
-        engine.steps,
-        engine.learning_rate,
-        _shot_steps(engine.steps, engine.shots),
-        engine.lanes,
+    whole = recipe(
+        engine.recipe,
+        model.input,
+        steps=engine.steps,
+        redirected_steps=engine.redirected_steps,
+        lanes=engine.lanes,
     )
-    return Plan(units, layers, recipe)
+    return dataclasses.replace(whole, shot_steps=_shot_steps(whole.steps, engine.shots))
 
 
 def path_layers(config: Config, model: Model, layer: str) -> tuple[str, ...]:
@@ -96,7 +102,7 @@ def path_layers(config: Config, model: Model, layer: str) -> tuple[str, ...]:
 def forecast(config: Config, *, probe_steps: int = 8) -> Forecast:
     """What the audit will cost, from a short timed run of its first layer's program."""
     devices.start()
-    model = load_model(config.model)
+    model = load_model(config.model, config.weights)
     images = natural_images(config, model)
     plan = make_plan(config, model, images)
     engine = config.engine
@@ -106,12 +112,13 @@ def forecast(config: Config, *, probe_steps: int = 8) -> Forecast:
     jobs = [Job(objectives.of_unit(u), r) for u in last for r in range(2)]
     jobs = jobs[: jax.local_device_count() * engine.lanes]
     compile_seconds, run_seconds = (_timed(model, jobs, probe, config.seed) for _ in range(2))
-    per_image = run_seconds / probe_steps * engine.steps / len(jobs)
+    per_image = run_seconds / probe_steps * plan.recipe.steps / len(jobs)
     layers = len({u.layer for u in plan.units})
     vectors = sum(_vector_bytes(model, layer, config) for layer in plan.layers)
     return Forecast(
         units=tuple(map(str, plan.units)),
         images=count,
+        steps=plan.recipe.steps,
         compiles=layers + 2,
         photographs=images.photographs,
         natural_images=len(images.ids),

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 
 class AuditError(ValueError):
@@ -114,11 +114,12 @@ class Visualization:
     """The feature visualizations of one objective, one per repeat, and how to make them again."""
 
     objective: str  # text of the objective: "blocks.8:17", "0.8*(a:1) + 0.2*(b:2)"
-    images: Float[np.ndarray, "r h w c"]  # final images in [0, 1]
-    activation: Float[np.ndarray, " r"]  # objective at the final images, without transforms
-    trace: Float[np.ndarray, "r t"]  # objective at each step, under that step's transform
-    shots: Float[np.ndarray, "r k h w c"]  # images at `shot_steps`, in [0, 1]
+    images: Float[np.ndarray, "n h w c"]  # final images in [0, 1]; the members of a set in a row
+    activation: Float[np.ndarray, " n"]  # objective at the final images, without transforms
+    trace: Float[np.ndarray, "r t"]  # objective at each step under its transform; NaN once stopped
+    shots: Float[np.ndarray, "n k h w c"]  # images at `shot_steps`, in [0, 1]
     shot_steps: tuple[int, ...]  # how many updates each shot had seen
+    alive: Bool[np.ndarray, " n"]  # False: no gradient ever reached it, it shows its start
     settings: Mapping[str, Any]  # parameterization, transforms, steps, seed, model: call texts
 
 

@@ -31,8 +31,7 @@ from fvaudit.models import devices
 from fvaudit.models.model import Model
 from fvaudit.models.zoo import load_model
 from fvaudit.optvis import objectives
-from fvaudit.optvis.optimize import Ascent
-from fvaudit.optvis.visualize import Job, Recipe, render
+from fvaudit.optvis.render import Ascent, Job, Recipe, render
 from fvaudit.plan import make_plan, natural_images, path_layers
 from fvaudit.records import AuditError, ImageSet, Status, Unit, UnitResult, Verdict
 
@@ -78,7 +77,7 @@ def audit(
     folder = pathlib.Path(out)
     devices.start()
     listener(Event("load", 0, 1, config.model))
-    model = load_model(config.model)
+    model = load_model(config.model, config.weights)
     images = natural_images(config, model)
     plan = make_plan(config, model, images)
     listener(Event("load", 1, 1, config.model))
@@ -257,7 +256,7 @@ def _visualize(folder, config, model, plan, listener) -> None:
     for job, ascent in render(model, missing, plan.recipe, config.seed):
         _save_image(folder, job, ascent, plan.recipe, config.seed, model)
         done += 1
-        text = f"{job.objective} reached {ascent.activation:.2f}"
+        text = f"{job.objective} reached {ascent.reached:.2f}"
         listener(Event("visualize", done, len(jobs), text))
 
 
@@ -266,7 +265,10 @@ def _save_image(folder, job: Job, ascent: Ascent, recipe: Recipe, seed: int, mod
     path = folder / _image_name(str(job.objective), job.repeat)
     beside = io.BytesIO()
     np.savez(
-        beside, trace=ascent.trace, shots=pictures.eight_bit(ascent.shots), steps=recipe.shot_steps
+        beside,
+        trace=ascent.trace,
+        shots=pictures.eight_bit(ascent.shots[:, 0]),
+        steps=recipe.shot_steps,
     )
     store.write_bytes(path.with_suffix(".npz"), beside.getvalue())
     notes = pictures.provenance(job, ascent, recipe, seed, model)

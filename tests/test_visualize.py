@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from fvaudit.models.model import InputSpec, Model, layer_shapes
+from fvaudit.optvis import render as batches
 from fvaudit.optvis import visualize as engine
 from fvaudit.optvis.objectives import Channel, ClassLogit, Neuron
+from fvaudit.optvis.optimizers import adam
 from fvaudit.optvis.params import fourier, pixels
+from fvaudit.optvis.render import Job, Recipe, render
 from fvaudit.optvis.transforms import none, standard
 from fvaudit.records import AuditError
 from tests.tiny import SIZE, TRACES, tiny_model
@@ -32,7 +35,7 @@ def test_linear_unit_on_the_box_reaches_the_corner():
     model = _function_model(lambda x: (x * w).sum((1, 2, 3)))
     (vis,) = engine.visualize(
         model, [ClassLogit(0)], parameterization=pixels(decorrelate=False), transforms=none(),
-        steps=600, learning_rate=0.1,
+        steps=600, optimizer=adam(0.1),
     )  # fmt: skip
     best = float(jnp.maximum(w, 0).sum())
     assert vis.activation[0] == pytest.approx(best, rel=2e-3)  # a sigmoid saturates
@@ -98,20 +101,18 @@ def test_an_image_is_the_same_bytes_alone_and_in_a_batch(lanes):
 
 def test_an_image_is_the_same_bytes_after_an_interruption():
     model = tiny_model()
-    recipe = engine.Recipe(fourier(), standard(), steps=8)
-    jobs = [engine.Job(Channel("conv1", i), r) for i in range(3) for r in range(2)]
-    whole = {
-        (str(j.objective), j.repeat): a.image for j, a in engine.render(model, jobs, recipe, 0)
-    }
-    rest = engine.render(model, jobs[3:], recipe, 0)
+    recipe = Recipe(fourier(), standard(), steps=8)
+    jobs = [Job(Channel("conv1", i), r) for i in range(3) for r in range(2)]
+    whole = {(str(j.objective), j.repeat): a.image for j, a in render(model, jobs, recipe, 0)}
+    rest = render(model, jobs[3:], recipe, 0)
     for job, ascent in rest:
         assert ascent.image.tobytes() == whole[str(job.objective), job.repeat].tobytes()
 
 
 def test_seed_repeat_and_unit_each_change_the_image():
-    jobs = [engine.Job(Channel("conv1", 0), 0), engine.Job(Channel("conv1", 1), 0),
-            engine.Job(Channel("conv1", 0), 1), engine.Job(Channel("conv2", 0), 0)]  # fmt: skip
-    keys = [engine.image_key(0, job) for job in jobs] + [engine.image_key(1, jobs[0])]
+    jobs = [Job(Channel("conv1", 0), 0), Job(Channel("conv1", 1), 0),
+            Job(Channel("conv1", 0), 1), Job(Channel("conv2", 0), 0)]  # fmt: skip
+    keys = [batches.image_key(0, job) for job in jobs] + [batches.image_key(1, jobs[0])]
     data = {tuple(np.asarray(jax.random.key_data(k)).tolist()) for k in keys}
     assert len(data) == 5
 
@@ -150,8 +151,10 @@ def test_neuron_objective_grows_only_its_receptive_field():
         ([Neuron("logits", 0, (0, 0))], {}, "logits of tiny has no positions"),
         ([Neuron("logits", 0)], {}, "is a neuron, but logits has no positions; use a Channel"),
         ([Channel("conv1", -1)], {}, "conv1 of tiny has channels 0 to 5"),
-        ([Channel("conv1", 0)], {"steps": 0}, "steps=0"),
-        ([Channel("conv1", 0)], {"learning_rate": -1.0}, "learning_rate=-1.0"),
+        ([Channel("conv1", 0)], {"steps": 0}, "steps must be at least 1, got 0"),
+        ([Channel("conv1", 0)], {"together": 0}, "together must be at least 1, got 0"),
+        ([Channel("conv1", 0)], {"lanes": -1}, "lanes must be at least 1, got -1"),
+        ([Channel("conv1", 0)], {"redirected_steps": -1}, "redirected_steps must be at least 0"),
         ([Channel("conv1", 0)], {"repeats": 0}, "repeats must be at least 1, got 0"),
         ([Channel("conv1", 0)], {"steps": 4, "shot_steps": (2, 1)}, "must rise within 0..4"),
         ([Channel("conv1", 0)], {"steps": 4, "shot_steps": (5,)}, "must rise within 0..4"),
@@ -175,9 +178,9 @@ def test_the_batched_program_of_other_backends_makes_the_same_pictures(monkeypat
     units = [Channel("conv2", i) for i in range(3)]
     expected = engine.visualize(model, units, **settings)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    engine.program.cache_clear()
+    batches.programs.cache_clear()
     batched = engine.visualize(model, units, **settings)
-    engine.program.cache_clear()
+    batches.programs.cache_clear()
     for one, other in zip(batched, expected, strict=True):
         np.testing.assert_allclose(one.images, other.images, atol=2e-3)
         np.testing.assert_allclose(one.activation, other.activation, rtol=1e-3, atol=1e-4)

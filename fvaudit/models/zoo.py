@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 
+from fvaudit.models import devices
 from fvaudit.models import weights as weight_files
 from fvaudit.models.classes import load_classes
 from fvaudit.models.model import Forward, InputSpec, Model, layer_shapes
@@ -89,6 +90,7 @@ def load_model(name: str, weights: str | os.PathLike | None = None) -> Model:
         AuditError: if the name is not known, the network needs a weight file and none is given,
             or the weights are missing, damaged, or of another network.
     """
+    devices.start()  # loading puts arrays on devices: all of them have to be asked for before
     entry = _entry(name)
     path = _weights_path(name, entry, weights)
     params = weight_files.load(_network(name)[0], path, entry.naming)
@@ -108,6 +110,7 @@ def random_model(name: str, seed: int) -> Model:
     Raises:
         AuditError: if the name is not known.
     """
+    devices.start()
     entry = _entry(name)
     params = random_state(_network(name)[0], entry.gains, seed)
     return _model(name, params, name=f"{name}_random{seed}", source=f"random weights, seed {seed}")

@@ -1,89 +1,169 @@
-"""The one loop: gradient ascent on a latent under random transforms, in one `lax.scan`.
+"""The one loop: gradient ascent on latents under random transforms.
 
-    z_0 = init(key);   z_{t+1} = z_t + Adam(grad_z score(transform_t(decode(z_t))))
+    z_{t+1} = R(z_t + rate(t) * direction(grad_z sum_i score_i(transform_t(decode(z_t)))))
 
-It receives score, parameterization and transform as functions and knows nothing of networks. One
-image per call; `vmap` or several devices make many.
+R is a regularizer, usually none. It receives score, parameterization, transform and optimizer as
+functions and knows nothing of networks. A run optimizes one *set* of images jointly (usually a set
+of one). It can be cut into stretches of any length without changing a bit: a stretch is one call of
+one compiled program whose first and last step are data, so whoever calls it may look at the images,
+tell others, or stop, wherever he likes.
 """
 
+import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
+from fvaudit.optvis import hoisting, redirect
+from fvaudit.optvis.optimizers import Optimizer
 from fvaudit.optvis.params import Parameterization
+from fvaudit.optvis.regularizers import Regularizer
 from fvaudit.optvis.transforms import Transform
 
 
-Score = Callable[[Float[Array, "h w c"]], Float[Array, ""]]
+STRETCH = 64  # the most steps that one call may take: the length of its trace
+
+# (parameters, images of a set, (s, h, w, c)) -> one score per image, (s,)
+Score = Callable[[Any, Float[Array, "s h w c"]], Float[Array, " s"]]
 
 
-class Ascent(NamedTuple):
-    """What one run of the loop leaves."""
+class Loop(NamedTuple):
+    """What stays the same from step to step, apart from the network's parameters."""
 
-    image: Float[Array | np.ndarray, "h w c"]  # final image in [0, 1]
-    activation: Float[Array | np.ndarray, ""]  # score of the final image, untransformed
-    trace: Float[Array | np.ndarray, " t"]  # score at every step, under that step's transform
-    shots: Float[Array | np.ndarray, "k h w c"]  # images after the asked-for numbers of updates
+    score: Score
+    parameterization: Parameterization
+    transform: Transform
+    optimizer: Optimizer
+    regularizer: Regularizer | None
+    shape: tuple[int, int, int]  # (h, w, c) of the network's input
+    redirected_steps: int  # so many first steps pass gradient through closed ReLUs; 0 for none
 
 
-def maximize(
-    score: Score,
-    parameterization: Parameterization,
-    transform: Transform,
-    *,
-    size: tuple[int, int],
-    steps: int,
-    shot_steps: tuple[int, ...],
-    learning_rate: float,
-    key: Key[Array, ""],
-) -> Ascent:
-    """Maximizes `score` over images of `size`.
+class State(NamedTuple):
+    """What changes; leading axis s is the set."""
+
+    latents: Any  # pytree, every leaf (s, ...)
+    optimizer: Any
+    alive: Bool[Array, ""]  # whether any gradient so far was not 0
+
+
+class Stretch(NamedTuple):
+    """What one call leaves."""
+
+    state: State
+    trace: Float[Array, " t"]  # mean score at each of its steps; only the first ones are its own
+    images: Float[Array, "s h w c"]  # decoded at its end
+    scores: Float[Array, " s"]  # of `images`, untransformed; 0 where not asked for
+
+
+def begin(loop: Loop, start: Float[Array, "h w c"] | None, size: int, key: Key[Array, ""]) -> State:
+    """The state before the first step: a random start, or a given image.
 
     Args:
-        score: of one image in [0, 1].
-        parameterization: latent <-> image.
-        transform: applied with a fresh key at every step.
-        size: (rows, columns) of the image.
-        steps: number of Adam updates.
-        shot_steps: after how many updates (0 is the start) to keep the image; increasing.
-        learning_rate: of Adam (b1 0.9, b2 0.999), 0.05 in lucid.
-        key: drives the start and every transform; equal keys give equal images.
+        loop: the setting.
+        start: an image in [0, 1] to start from, or None.
+        size: images in the set.
+        key: of this set; equal keys give equal starts.
     """
-    adam = optax.adam(learning_rate)
-    init_key, step_key = jax.random.split(key)
-    latent: Any = parameterization.init(init_key, (*size, 3))
-
-    def loss(z, t):
-        image = parameterization.decode(z, (*size, 3))
-        return -score(transform.apply(jax.random.fold_in(step_key, t), image))
-
-    def step(carry, t):
-        z, state, shots = carry
-        shots = _keep(shots, shot_steps, t, lambda: parameterization.decode(z, (*size, 3)))
-        value, gradient = jax.value_and_grad(loss)(z, t)
-        update, state = adam.update(gradient, state)
-        return (optax.apply_updates(z, update), state, shots), -value
-
-    shots = jnp.zeros((len(shot_steps), *size, 3))
-    carry = (latent, adam.init(latent), shots)
-    (latent, _, shots), trace = jax.lax.scan(step, carry, jnp.arange(steps))
-    image = parameterization.decode(latent, (*size, 3))
-    shots = _keep(shots, shot_steps, jnp.asarray(steps), lambda: image)
-    return Ascent(image, score(image), trace, shots)
+    keys = _each(jax.random.split(key)[0], size)
+    if start is None:
+        latents = jax.vmap(lambda k: loop.parameterization.init(k, loop.shape))(keys)
+    else:
+        latent = loop.parameterization.encode(start)  # pyright: ignore[reportOptionalCall]
+        latents = jax.tree.map(lambda z: jnp.repeat(z[None], size, axis=0), latent)
+    return State(latents, loop.optimizer.direction.init(latents), jnp.asarray(False))
 
 
-def _keep(
-    shots: Float[Array, "k h w c"],
-    shot_steps: tuple[int, ...],
-    t: Int[Array, ""],
-    image: Callable[[], Float[Array, "h w c"]],
-) -> Float[Array, "k h w c"]:
-    if not shot_steps:
-        return shots
-    hit = jnp.asarray(shot_steps) == t
-    return jax.lax.cond(hit.any(), lambda s: s.at[jnp.argmax(hit)].set(image()), lambda s: s, shots)
+def advance(
+    loop: Loop,
+    params: Any,
+    state: State,
+    key: Key[Array, ""],
+    first: Int[Array, ""],
+    last: Int[Array, ""],
+    total: Int[Array, ""],
+    scored: Bool[Array, ""],
+) -> Stretch:
+    """Takes steps `first` to `last` (excluded) of `total`; at most `STRETCH` of them.
+
+    Args:
+        loop: the setting.
+        params: the network's parameters, for `loop.score`.
+        state: after step `first` - 1.
+        key: of this set, as in `begin`.
+        first: index of the first step, from 0.
+        last: index after the last step.
+        total: steps of the whole run; schedules depend on it.
+        scored: whether `scores` of the final images are wanted; costs one more step's time, taken
+            as a round of the same loop, so that the network is compiled once.
+    """
+    step_key = jax.random.split(key)[1]
+
+    def step(params, latents, t, plain):
+        def loss(latents):  # descended, as `redirect` expects
+            images = _shown(loop, latents, jax.random.fold_in(step_key, t), plain)
+            with _redirected(loop, t, plain):
+                scores = loop.score(params, images)
+            return -scores.sum(), scores
+
+        (_, scores), slope = jax.value_and_grad(loss, has_aux=True)(latents)
+        return scores, jax.tree.map(jnp.negative, slope)
+
+    held, step = hoisting.split(step, params, state.latents, first, scored)
+
+    def body(t, carry):
+        state, trace, _ = carry
+        plain = t == last  # the round after the last step, if the final images' score is wanted
+        scores, slope = step(held, state.latents, t, plain)
+        moved = jax.lax.cond(plain, lambda: state, lambda: _moved(loop, state, slope, t, total))
+        return moved, trace.at[t - first].set(scores.mean()), scores
+
+    size = len(jax.tree.leaves(state.latents)[0])
+    carry = (state, jnp.zeros(STRETCH + 1), jnp.zeros(size))
+    state, trace, scores = jax.lax.fori_loop(first, last + scored.astype(first.dtype), body, carry)
+    images = jax.vmap(lambda z: loop.parameterization.decode(z, loop.shape))(state.latents)
+    return Stretch(state, trace[:STRETCH], images, scores)
+
+
+def _shown(loop: Loop, latents: Any, key: Key[Array, ""], plain: Bool[Array, ""]):
+    """What the network sees: each image of the set under its own transform, or as it is."""
+    images = jax.vmap(lambda z: loop.parameterization.decode(z, loop.shape))(latents)
+
+    def transformed():
+        return jax.vmap(loop.transform.apply)(_each(key, len(images)), images)
+
+    def as_is():
+        return on_grey(images) if loop.parameterization.alpha else images
+
+    return jax.lax.cond(plain, as_is, transformed)
+
+
+def on_grey(images: Float[Array, "s h w d"]) -> Float[Array, "s h w c"]:
+    """Images with opacity as their last channel, on mid-grey."""
+    opacity = images[..., -1:]
+    return images[..., :-1] * opacity + 0.5 * (1 - opacity)
+
+
+def _redirected(loop: Loop, t, plain):
+    if loop.redirected_steps == 0:  # then the compiled program holds no trace of it
+        return contextlib.nullcontext()
+    return redirect.redirecting(~plain & (t < loop.redirected_steps))
+
+
+def _each(key: Key[Array, ""], size: int) -> Key[Array, " s"]:
+    """One key for each image of a set."""
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(size))
+
+
+def _moved(loop: Loop, state: State, slope: Any, t, total) -> State:
+    direction, optimizer = loop.optimizer.direction.update(slope, state.optimizer, state.latents)
+    rate = loop.optimizer.rate(t, total)
+    latents = jax.tree.map(lambda z, d: z + rate * d, state.latents, direction)
+    if loop.regularizer is not None:
+        latents = jax.vmap(loop.regularizer.apply, (0, 0, None))(latents, slope, t)
+    alive = functools.reduce(jnp.logical_or, [(g != 0).any() for g in jax.tree.leaves(slope)])
+    return State(latents, optimizer, state.alive | alive)

@@ -1,0 +1,158 @@
+"""How many steps does an FV need? Activation reached against steps, for step-size schedules.
+
+Claim: a step size that falls to 0 over the run reaches with a fraction of lucid's 512 constant
+steps what those reach. fvaudit's default schedule and number of steps are read from this curve.
+
+For every unit, schedule and number of steps: the activation of the final image, untransformed,
+divided by the same unit's after lucid's 512 steps of Adam(0.05) (mean over seeds). Schedules that
+depend on the total are run for every total; constant ones once, with a look at every total.
+
+    python experiments/convergence/convergence.py --googlenet GOOGLENET.safetensors
+
+About 25 minutes on 2 cores; every run's line is kept in results/convergence/activation.csv, so the
+same command goes on where it was stopped. The figure is drawn from that file.
+"""
+
+import argparse
+import csv
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+import fvaudit as fv
+from fvaudit.optvis.optimizers import adam
+from fvaudit.optvis.params import fourier
+from fvaudit.optvis.render import Job, Recipe, render
+from fvaudit.optvis.transforms import standard
+
+
+RESULTS = pathlib.Path(__file__).resolve().parents[2] / "results" / "convergence"
+TOTALS = (32, 64, 96, 128, 192, 256, 512)
+UNITS = {
+    "googlenet": ("mixed3b", "mixed4d", "mixed5a", "logits"),
+    "efficientnet_lite0": ("blocks.4", "blocks.8", "blocks.14", "logits"),
+}
+PER_LAYER = 4
+REFERENCE = ("constant", 0.05, 512)  # lucid's default
+SCHEDULES = (
+    ("constant", 0.05),
+    ("constant", 0.1),
+    ("cosine", 0.05),
+    ("cosine", 0.1),
+    ("cosine", 0.2),
+)
+COLUMNS = ("model", "unit", "schedule", "rate", "steps", "activation")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--googlenet", help="its weights; left out unless given")
+    parser.add_argument("--only-draw", action="store_true", help="draw what is there")
+    arguments = parser.parse_args()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    if not arguments.only_draw:
+        if arguments.googlenet:
+            measure(fv.load_model("googlenet", weights=arguments.googlenet))
+        measure(fv.load_model("efficientnet_lite0"))
+    draw()
+
+
+def units(model) -> list[fv.Channel]:
+    """The same random units every time."""
+    rng = np.random.default_rng(0)
+    found = []
+    for layer in UNITS[model.name]:
+        chosen = rng.choice(model.shapes[layer][-1], PER_LAYER, replace=False)
+        found += [fv.Channel(layer, int(c)) for c in sorted(chosen)]
+    return found
+
+
+def measure(model) -> None:
+    for schedule, rate in SCHEDULES:
+        if schedule == "constant":
+            run(model, schedule, rate, TOTALS[-1], TOTALS)
+        else:
+            for total in TOTALS[:-1]:
+                run(model, schedule, rate, total, (total,))
+
+
+def run(model, schedule: str, rate: float, steps: int, looks: tuple[int, ...]) -> None:
+    """One schedule for all units; adds the lines that are missing."""
+    done = {
+        (r["model"], r["unit"], r["schedule"], float(r["rate"]), int(r["steps"])) for r in rows()
+    }
+    missing = [
+        Job(unit, 0)
+        for unit in units(model)
+        if any((model.name, str(unit), schedule, rate, look) not in done for look in looks)
+    ]
+    recipe = Recipe(
+        fourier(), standard(), steps=steps, optimizer=adam(rate, schedule), shot_steps=looks
+    )
+    for job, ascent in render(model, missing, recipe, seed=0):
+        layer = job.objective.layers[0]
+        seen = model.activations(jnp.asarray(ascent.shots[:, 0]), [layer])
+        for look, value in zip(looks, np.asarray(job.objective(seen)), strict=True):
+            append((model.name, str(job.objective), schedule, rate, look, f"{value:.6g}"))
+        print(model.name, job.objective, schedule, rate, steps, f"{ascent.reached:.3f}", flush=True)
+
+
+def rows() -> list[dict[str, str]]:
+    path = RESULTS / "activation.csv"
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def append(row: tuple) -> None:
+    path = RESULTS / "activation.csv"
+    fresh = not path.exists()
+    with open(path, "a", newline="") as file:
+        writer = csv.writer(file)
+        if fresh:
+            writer.writerow(COLUMNS)
+        writer.writerow(row)
+
+
+def table() -> pd.DataFrame:
+    """Median over units of activation relative to the reference, by model, schedule and steps."""
+    data = pd.read_csv(RESULTS / "activation.csv").drop_duplicates(list(COLUMNS[:5]), keep="last")
+    schedule, rate, steps = REFERENCE
+    is_reference = (data.schedule == schedule) & (data.rate == rate) & (data.steps == steps)
+    reference = data[is_reference].set_index(["model", "unit"]).activation
+    data = data.join(reference.rename("reference"), on=["model", "unit"])
+    data["relative"] = data.activation / data.reference
+    groups = data.groupby(["model", "schedule", "rate", "steps"]).relative
+    found = groups.agg(median="median", low=lambda x: x.quantile(0.1), units="count")
+    return found.round(3).reset_index()
+
+
+def draw() -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    found = table()
+    found.to_csv(RESULTS / "relative.csv", index=False)
+    models = sorted(found.model.unique())
+    figure, axes = plt.subplots(1, len(models), figsize=(5 * len(models), 4), squeeze=False)
+    for axis, model in zip(axes[0], models, strict=True):
+        for (schedule, rate), rows_ in found[found.model == model].groupby(["schedule", "rate"]):
+            style = "--" if schedule == "constant" else "-"
+            axis.plot(rows_.steps, rows_["median"], style, marker="o", label=f"{schedule} {rate}")
+        axis.axhline(1, color="grey", linewidth=0.8)
+        axis.set(xscale="log", xticks=TOTALS, xticklabels=TOTALS, title=model, xlabel="steps")
+        axis.minorticks_off()
+    axes[0][0].set_ylabel("activation, relative to 512 steps of Adam(0.05)\n(median over units)")
+    axes[0][0].legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(RESULTS / "convergence.svg", metadata={"Date": None})
+    print(found.to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
