@@ -13,9 +13,13 @@ import pytest
 
 from fvaudit.models.model import InputSpec, Model, layer_shapes
 from fvaudit.optvis import visualize as engine
+from fvaudit.optvis.alpha import with_alpha
+from fvaudit.optvis.couplings import Diversity
 from fvaudit.optvis.objectives import Channel, ClassLogit
 from fvaudit.optvis.optimize import STRETCH
+from fvaudit.optvis.optimizers import adam
 from fvaudit.optvis.params import fourier, pixels
+from fvaudit.optvis.penalties import L1
 from fvaudit.optvis.render import Job, Progress, Recipe, _marks, plateau, render
 from fvaudit.optvis.transforms import none, standard
 from fvaudit.records import AuditError
@@ -205,3 +209,37 @@ def test_pixels_and_no_transform_leave_the_start_of_a_zero_objective_alone():
     )  # fmt: skip
     np.testing.assert_array_equal(vis.images, vis.shots[:, 0])
     assert not vis.alive.any()
+
+
+def test_opacity_is_optimized_too_and_a_penalty_on_it_clears_the_picture():
+    model, alpha = tiny_model(), with_alpha(fourier())
+    unit = Channel("conv2", 1)
+    settings: Any = dict(parameterization=alpha, steps=24, optimizer=adam(0.1))
+    free, held = engine.visualize(model, [1 * unit, 1 * unit - 1e-2 * L1("opacity")], **settings)
+    assert free.images.shape == (1, *SIZE, 4)
+    assert held.images[..., 3].mean() < 0.7 * free.images[..., 3].mean()
+    image = free.images[..., :3] * free.images[..., 3:] + 0.5 * (1 - free.images[..., 3:])
+    own = model.activations(jnp.asarray(image), ["conv2"])["conv2"][..., 1].mean()
+    assert free.activation[0] == pytest.approx(float(own), rel=1e-4)
+
+
+def test_opacity_needs_a_parameterization_that_has_one():
+    with pytest.raises(AuditError, match="reads the opacity, but images of fourier.* have none"):
+        engine.visualize(tiny_model(), [Channel("conv2", 1) - L1("opacity")], steps=2)
+
+
+def test_images_of_a_diverse_set_differ_more():
+    model = tiny_model()
+    unit, settings = Channel("conv2", 1), dict(together=3, steps=48, seed=2)
+    alike, diverse = engine.visualize(
+        model, [1 * unit, 1 * unit - 10 * Diversity("conv2")], **settings
+    )
+
+    def likeness(vis):
+        a = np.asarray(model.activations(jnp.asarray(vis.images), ["conv2"])["conv2"])
+        flat = a.reshape(3, -1, a.shape[-1])
+        grams = np.einsum("npc,npd->ncd", flat, flat).reshape(3, -1)
+        grams /= np.linalg.norm(grams, axis=1, keepdims=True)
+        return (grams @ grams.T)[np.triu_indices(3, 1)].mean()
+
+    assert likeness(diverse) < likeness(alike)

@@ -22,13 +22,14 @@ from fvaudit.optvis import hoisting, redirect
 from fvaudit.optvis.optimizers import Optimizer
 from fvaudit.optvis.params import Parameterization
 from fvaudit.optvis.regularizers import Regularizer
-from fvaudit.optvis.transforms import Transform
+from fvaudit.optvis.transforms import Transform, collapse_alpha, compose, none
+from fvaudit.optvis.transforms.records import GROUND
 
 
 STRETCH = 64  # the most steps that one call may take: the length of its trace
 
-# (parameters, images of a set, (s, h, w, c)) -> one score per image, (s,)
-Score = Callable[[Any, Float[Array, "s h w c"]], Float[Array, " s"]]
+# (parameters, images as shown (s, h, w, c), opacity (s, h, w, 1) or None) -> a score each, (s,)
+Score = Callable[[Any, Float[Array, "s h w c"], Float[Array, "s h w 1"] | None], Float[Array, " s"]]
 
 
 class Loop(NamedTuple):
@@ -69,7 +70,8 @@ def begin(loop: Loop, start: Float[Array, "h w c"] | None, size: int, key: Key[A
         size: images in the set.
         key: of this set; equal keys give equal starts.
     """
-    keys = _each(jax.random.split(key)[0], size)
+    own = functools.partial(jax.random.fold_in, jax.random.split(key)[0])
+    keys = jax.vmap(own)(jnp.arange(size))
     if start is None:
         latents = jax.vmap(lambda k: loop.parameterization.init(k, loop.shape))(keys)
     else:
@@ -105,9 +107,9 @@ def advance(
 
     def step(params, latents, t, plain):
         def loss(latents):  # descended, as `redirect` expects
-            images = _shown(loop, latents, jax.random.fold_in(step_key, t), plain)
+            images, opacity = _shown(loop, latents, jax.random.fold_in(step_key, t), plain)
             with _redirected(loop, t, plain):
-                scores = loop.score(params, images)
+                scores = loop.score(params, images, opacity)
             return -scores.sum(), scores
 
         (_, scores), slope = jax.value_and_grad(loss, has_aux=True)(latents)
@@ -130,33 +132,24 @@ def advance(
 
 
 def _shown(loop: Loop, latents: Any, key: Key[Array, ""], plain: Bool[Array, ""]):
-    """What the network sees: each image of the set under its own transform, or as it is."""
+    """What the network sees, each image under its own transform or as it is, and the opacity."""
     images = jax.vmap(lambda z: loop.parameterization.decode(z, loop.shape))(latents)
-
-    def transformed():
-        return jax.vmap(loop.transform.apply)(_each(key, len(images)), images)
-
-    def as_is():
-        return on_grey(images) if loop.parameterization.alpha else images
-
-    return jax.lax.cond(plain, as_is, transformed)
-
-
-def on_grey(images: Float[Array, "s h w d"]) -> Float[Array, "s h w c"]:
-    """Images with opacity as their last channel, on mid-grey."""
-    opacity = images[..., -1:]
-    return images[..., :-1] * opacity + 0.5 * (1 - opacity)
+    alpha = loop.parameterization.alpha
+    transform = compose(collapse_alpha(), loop.transform) if alpha else loop.transform
+    plainly = collapse_alpha(GROUND) if alpha else none()
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(len(images)))
+    shown = jax.lax.cond(
+        plain,
+        lambda: jax.vmap(plainly.apply)(keys, images),
+        lambda: jax.vmap(transform.apply)(keys, images),
+    )
+    return shown, images[..., -1:] if alpha else None
 
 
 def _redirected(loop: Loop, t, plain):
     if loop.redirected_steps == 0:  # then the compiled program holds no trace of it
         return contextlib.nullcontext()
     return redirect.redirecting(~plain & (t < loop.redirected_steps))
-
-
-def _each(key: Key[Array, ""], size: int) -> Key[Array, " s"]:
-    """One key for each image of a set."""
-    return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(size))
 
 
 def _moved(loop: Loop, state: State, slope: Any, t, total) -> State:

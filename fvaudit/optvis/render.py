@@ -33,7 +33,8 @@ from fvaudit.optvis.transforms import Transform
 from fvaudit.records import AuditError
 
 
-INPUT = "input"  # the layer that holds the images themselves
+INPUT = "input"  # the layer that holds the images as the network sees them
+OPACITY = "opacity"  # and their opacity, (n, h, w, 1), where the parameterization has one
 STEPS = 256  # reaches what lucid's 512 constant steps reach: results/convergence
 LOOK = 32  # steps between two looks at a run that somebody watches
 
@@ -149,7 +150,7 @@ def render(
     devices.start()
     jobs = list(jobs)
     for job in jobs:
-        _require(model, job.objective)
+        _require(model, job.objective, recipe)
     first = _start_image(model, recipe, start)
     params = devices.replicated(model.params)
     marks = _marks(recipe, look if stop or watch else None)
@@ -242,9 +243,9 @@ def programs(
     """
 
     def loop_of(objective):
-        def score(params, images):
-            activations = record(forward, params, images, layers)
-            return objective({**activations, INPUT: images})
+        def score(params, images, opacity):
+            beside = {INPUT: images} if opacity is None else {INPUT: images, OPACITY: opacity}
+            return objective({**record(forward, params, images, layers), **beside})
 
         return Loop(
             score,
@@ -296,15 +297,20 @@ def image_key(seed: int, job: Job) -> Key[Array, ""]:
     return jax.random.fold_in(of_objective, job.repeat)
 
 
-def _require(model: Model, objective: Objective) -> None:
+def _require(model: Model, objective: Objective, recipe: Recipe) -> None:
     for unit in objective.units:
         model.require_unit(unit)
     for layer in _tapped(objective):
         model.require_layer(layer)
+    if OPACITY in objective.layers and not recipe.parameterization.alpha:
+        raise AuditError(
+            f"{objective} reads the opacity, but images of {recipe.parameterization.text} have "
+            "none. Use with_alpha(...)."
+        )
 
 
 def _tapped(objective: Objective) -> tuple[str, ...]:
-    return tuple(layer for layer in objective.layers if layer != INPUT)
+    return tuple(layer for layer in objective.layers if layer not in (INPUT, OPACITY))
 
 
 def _start_image(model: Model, recipe: Recipe, start: Any) -> Any:
