@@ -30,6 +30,13 @@ X = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
 ACTIVATIONS = {"a": jnp.asarray(X), "logits": jnp.asarray([[1.0, 5.0, 2.0], [7.0, 3.0, 4.0]])}
 
 
+@jax.jit
+def _scored(objective, x):
+    """Scores, and the gradient of their sum: what the engine sees."""
+    score, pull = jax.vjp(objective, x)
+    return score, pull(jnp.ones_like(score))[0]
+
+
 def test_channel_is_the_mean_over_positions():
     np.testing.assert_allclose(Channel("a", 2)(ACTIVATIONS), X[..., 2].mean((1, 2)), rtol=1e-6)
 
@@ -116,10 +123,11 @@ def test_direction_is_dot_times_a_power_of_the_floored_cosine(power):
     x = doubles()["a"]
     each = np.array([[[_along(a, V, power) for a in row] for row in image] for image in x])
     given = activations()
-    np.testing.assert_allclose(Direction("a", V, power)(given), each.mean((1, 2)), rtol=1e-4)
-    centre = NeuronDirection("a", V, cosine_power=power)(given)
+    over_all = _scored(Direction("a", V, power), given)[0]
+    np.testing.assert_allclose(over_all, each.mean((1, 2)), rtol=1e-4)
+    centre = _scored(NeuronDirection("a", V, cosine_power=power), given)[0]
     np.testing.assert_allclose(centre, each[:, 2, 2], rtol=1e-4)
-    corner = NeuronDirection("a", V, (3, 0), power)(given)
+    corner = _scored(NeuronDirection("a", V, (3, 0), power), given)[0]
     np.testing.assert_allclose(corner, each[:, 3, 0], rtol=1e-4)
 
 
@@ -136,7 +144,7 @@ def test_direction_along_a_channel_is_the_channel():
 def test_the_length_of_a_direction_scales_its_score_and_nothing_else(scale):
     """A cosine that is not divided by |v| would change the balance of dot and cosine."""
     x = activations()
-    plain, longer = Direction("a", V, 4)(x), Direction("a", scale * V, 4)(x)
+    plain, longer = (_scored(Direction("a", v, 4), x)[0] for v in (V, scale * V))
     np.testing.assert_allclose(longer, scale * plain, rtol=1e-4)
 
 
@@ -152,7 +160,7 @@ def test_a_power_prefers_what_points_along_the_vector():
 @pytest.mark.parametrize("power", [0.0, 1.0, 4.0])
 def test_direction_is_finite_at_any_length_zero_included(x, power):
     vector = {"d": jnp.full((1, 6), x, jnp.float32)}
-    value, gradient = jax.value_and_grad(lambda a: Direction("d", np.ones(6), power)(a)[0])(vector)
+    value, gradient = _scored(Direction("d", np.ones(6), power), vector)
     assert np.isfinite(value) and np.isfinite(gradient["d"]).all()
     if x == 0:  # the floor of the cosine keeps a way out
         np.testing.assert_allclose(gradient["d"], np.full((1, 6), 0.1**power), rtol=1e-5)
@@ -189,7 +197,7 @@ def test_minus_is_plus_the_negative_and_its_gradient_too(seed):
     rng = np.random.default_rng(seed)
     (w, u, *_), (a, b, *_) = _terms(rng)
     np.testing.assert_array_equal((w * a - u * b)(x), (w * a + (-u) * b)(x))
-    up, down = (jax.grad(lambda x, o=o: o(x).sum())(x) for o in (a, -a))
+    up, down = (_scored(objective, x)[1] for objective in (a, -a))
     np.testing.assert_array_equal(up["logits"], -down["logits"])
 
 
@@ -349,13 +357,6 @@ def test_custom_layers_are_several_names(layers):
 
 
 EVERY = pytest.mark.parametrize("row", OBJECTIVES.values(), ids=OBJECTIVES)
-
-
-@jax.jit
-def _scored(objective, x):
-    """Scores, and the gradient of their sum: what the engine sees."""
-    score, pull = jax.vjp(objective, x)
-    return score, pull(jnp.ones_like(score))[0]
 
 
 @EVERY
