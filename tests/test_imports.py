@@ -31,9 +31,10 @@ ALLOWED = {
     "optvis.maco": {"records", "optvis.colours", "optvis.natural", "optvis.params"},
     "optvis.cppn": {"records", "optvis.params"},
     "optvis.alpha": {"records", "optvis.params"},
-    "optvis.transforms": {"records", "optvis.lowering"},
+    "optvis.gaussian": set(),
+    "optvis.transforms": {"records", "optvis.gaussian", "optvis.lowering", "optvis.params"},
     "optvis.hoisting": set(),
-    "optvis.regularizers": {"records", "optvis.optimizers", "optvis.params"},
+    "optvis.regularizers": {"records", "optvis.gaussian", "optvis.optimizers", "optvis.params"},
     "optvis.optimizers": {"records"},
     "optvis.optimize": {
         "records",

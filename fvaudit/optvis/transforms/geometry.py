@@ -1,54 +1,25 @@
-"""Random transforms that a good visualization must survive.
-
-A transform maps (key, image) to an image of the same size; each image of a batch has its own key.
-Geometric transforms are maps of coordinates: output pixel q reads the source at A q + b, both
-counted from the picture's centre. Neighbours in a composition are multiplied out and the picture
-is resampled once, bilinearly, on a mid-grey ground. (lucid pads by 12 pixels of grey and resamples
-up to three times; magnitudes and distributions are lucid's.)
+"""Random maps of coordinates: output pixel q reads the source at A q + b, from the centre.
 
     jitter(d)   b uniform on {-d//2, ..., d - d//2 - 1} in both directions, A = 1
     scale(s)    A = 1 / s, s drawn from the given factors
     rotate(a)   A = rotation by an angle drawn from the given degrees
+    flip()      A = diag(1, -1) or 1, with equal chances
+
+Magnitudes and distributions are lucid's, except that its jitter(d) is a random crop with d + 1
+places to be in each direction, where here (as in lucent) there are d. lucent translates, in one
+direction, and fills with black; here the picture moves in all directions on grey ground.
 """
 
 import functools
 import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
-from fvaudit.optvis import lowering
+from fvaudit.optvis.transforms.records import Affine, Geometric
 from fvaudit.records import AuditError
-
-
-Image = Float[Array, "h w c"]
-GROUND = 0.5  # what lies outside the picture
-
-
-class Affine(NamedTuple):
-    """Output pixel q reads the source at matrix @ q + shift; (row, column) from the centre."""
-
-    matrix: Float[Array, "2 2"]
-    shift: Float[Array, " 2"]
-
-
-class Geometric(NamedTuple):
-    """A random map of coordinates."""
-
-    text: str
-    draw: Callable[[Key[Array, ""]], Affine]
-    reach: float  # largest ||matrix^-1||_inf it can draw: output pixels that a source pixel spans
-
-
-class Transform(NamedTuple):
-    """A function and the call text that makes it again."""
-
-    text: str
-    apply: Callable[[Key[Array, ""], Image], Image]
 
 
 @functools.cache
@@ -103,33 +74,17 @@ def rotate(degrees: tuple[float | int, ...]) -> Geometric:
 
 
 @functools.cache
-def compose(*parts: Geometric) -> Transform:
-    """Applies `parts` in order, with one resampling."""
-    reach = math.prod(part.reach for part in parts)
+def flip() -> Geometric:
+    """Mirrors left and right, every other time on average."""
 
-    def apply(key, image):
-        if not parts:
-            return image
-        keys = jax.random.split(key, len(parts))
-        whole = functools.reduce(_after, [p.draw(k) for p, k in zip(parts, keys, strict=True)])
-        return lowering.affine_sample(image, whole.matrix, whole.shift, GROUND, reach)
+    def draw(key):
+        side = jax.random.rademacher(key, (), jnp.float32)
+        return Affine(jnp.diag(jnp.stack([jnp.ones(()), side])), jnp.zeros(2))
 
-    return Transform(" > ".join(part.text for part in parts) or "none", apply)
+    return Geometric("flip()", draw, 1.0)
 
 
-def standard() -> Transform:
-    """lucid's standard set: jitter 8, scale 0.90 to 1.10, rotate -10 to 10 degrees, jitter 4."""
-    factors = tuple(round(1 + (i - 5) / 50, 2) for i in range(11))
-    degrees = (*range(-10, 11), *(0,) * 5)  # five more zeros, as in lucid
-    return compose(jitter(8), scale(factors), rotate(degrees), jitter(4))
-
-
-def none() -> Transform:
-    """Leaves the picture as it is."""
-    return compose()
-
-
-def _after(first: Affine, second: Affine) -> Affine:
+def after(first: Affine, second: Affine) -> Affine:
     """`first` applied to the picture, then `second`: source = first(second(q))."""
     return Affine(first.matrix @ second.matrix, first.matrix @ second.shift + first.shift)
 
