@@ -20,7 +20,7 @@ _CORRELATION = np.array([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 
 COLOURS = (_CORRELATION / np.linalg.norm(_CORRELATION, axis=0).max()).astype(np.float32)
 EDGE = 1e-6  # latents keep this far from 0 and 1, where the sigmoid's inverse is infinite
 
-Image = Float[Array, "h w c"]
+Image = Float[Array | np.ndarray, "h w c"]
 Root = Float[np.ndarray, "c c"]
 
 
@@ -40,7 +40,7 @@ def fitted_root(covariance: Float[np.ndarray, "c c"]) -> Root:
     columns = axes[:, ::-1] * np.sqrt(np.maximum(variances[::-1], 0))
     largest = np.take_along_axis(columns, np.abs(columns).argmax(axis=0)[None], axis=0)
     signed = columns * np.where(largest < 0, -1, 1)
-    return signed / np.linalg.norm(signed, axis=0).max()
+    return signed / max(np.linalg.norm(signed, axis=0).max(), np.finfo(np.float64).tiny)
 
 
 def to_image(z: Image, colours: Root) -> Image:

@@ -36,6 +36,7 @@ from fvaudit.records import AuditError
 
 LEVEL = 1 / 512  # half a grey level of 8 bits: measured colours are kept this far from 0 and 1
 _FLAT = 1e-3  # colours that vary by less than this part of the strongest cannot be told from noise
+_FAINT = 1e-6  # of the largest magnitude: less would make a latent of that frequency infinite
 
 Shape = tuple[int, int, int]
 Magnitude = Float[np.ndarray, "h f c"]
@@ -115,6 +116,7 @@ def fit_statistics(
     total = np.zeros((shape[0], shape[1] // 2 + 1, shape[2]))
     for image in _checked(images, shape):
         total += _magnitude(image, colours)
+    _require_contrast(total)
     return ImageStatistics(shape, colours, total / len(images), len(images))
 
 
@@ -164,6 +166,13 @@ def _require_root(colours: Float[np.ndarray, "c c"], channels: int) -> None:
         )
 
 
+def _require_contrast(magnitude: Magnitude) -> None:
+    contrast = magnitude.copy()
+    contrast[0, 0] = 0
+    if not (contrast.max(axis=(0, 1)) > 0).all():
+        raise AuditError("fit_statistics: a channel has the same value in every pixel of an image.")
+
+
 @functools.lru_cache(maxsize=8)
 def resampled(statistics: ImageStatistics, shape: Shape) -> Magnitude:
     """The mean magnitude of the same photographs at another size, float32 (h, w // 2 + 1, c)."""
@@ -192,6 +201,7 @@ def radial(statistics: ImageStatistics, shape: Shape) -> Float[np.ndarray, "h f 
     inside = frequency > 0
     sums = np.bincount(ring[inside], power[inside])
     profile = np.sqrt(sums / np.maximum(np.bincount(ring[inside]), 1))[ring]
+    profile = np.maximum(profile, _FAINT * profile.max())
     law = 1 / np.maximum(frequency, 1 / longest)
     profile *= np.sqrt((law**2).mean() / (profile**2).mean())
     return profile[:, :, None].astype(np.float32)
