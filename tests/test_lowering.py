@@ -24,7 +24,11 @@ CASES = [
     (14, 13, 3, 8, (3, 3), (2, 2), "SAME", 1),
     (23, 23, 3, 4, (7, 7), (2, 2), ((3, 3), (3, 3)), 1),
     (12, 12, 4, 6, (1, 1), (2, 2), "VALID", 1),
+    (23, 21, 18, 4, (3, 3), (2, 2), "SAME", 1),
     (9, 9, 4, 6, (3, 3), (1, 1), "SAME", 1),  # no rule: goes to lax
+    (9, 13, 16, 17, (3, 3), (1, 1), "SAME", 1),  # Winograd
+    (10, 9, 17, 16, (3, 3), (1, 1), ((0, 2), (3, 0)), 1),
+    (11, 8, 16, 16, (5, 5), (1, 1), "SAME", 1),
     (9, 9, 4, 8, (3, 3), (1, 1), "SAME", 2),  # no rule: goes to lax
 ]
 
@@ -90,7 +94,7 @@ def test_affine_sampling_equals_scipy(matrix, shift):
     offset = centre + np.array(shift) - matrix @ centre
     # SciPy fades to the ground between an edge pixel and the first pixel outside, as we do, if
     # the ground is really there: so it gets the picture on a wide ground.
-    wide = np.pad(image, ((9, 9), (9, 9), (0, 0)), constant_values=0.5)
+    wide = np.pad(image, [(9, 9), (9, 9), (0, 0)], constant_values=0.5)
     offset_wide = offset + 9 - matrix @ np.array([9.0, 9.0])
     expected = np.stack(
         [

@@ -5,9 +5,10 @@ additions differs. Rules exist for the CPU; on every other backend the stock low
 """
 
 from fvaudit.optvis.lowering.convolution import conv_general_dilated as conv_general_dilated
-from fvaudit.optvis.lowering.convolution import depthwise as depthwise
 from fvaudit.optvis.lowering.convolution import pointwise as pointwise
-from fvaudit.optvis.lowering.convolution import strided as strided
+from fvaudit.optvis.lowering.depthwise import depthwise as depthwise
 from fvaudit.optvis.lowering.normalization import local_response_norm as local_response_norm
 from fvaudit.optvis.lowering.pooling import max_pool as max_pool
 from fvaudit.optvis.lowering.sampling import affine_sample as affine_sample
+from fvaudit.optvis.lowering.strided import strided as strided
+from fvaudit.optvis.lowering.winograd import winograd as winograd
