@@ -7,8 +7,8 @@ Expected: largest differences of about 1e-6 relative to the largest logit; above
 
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
-import ours
 import torch
 import torch_nets
 from safetensors.numpy import load_file
@@ -18,12 +18,12 @@ EXPECTED = torch_nets.MODELS.parent / "expected"
 
 
 def main() -> None:
-    networks = (("googlenet", "googlenet_bvlc"), ("efficientnet_lite0", "efficientnet_lite0"))
-    for network, file in networks:
+    pairs = (("googlenet", "googlenet_bvlc"), ("efficientnet_lite0", "efficientnet_lite0"))
+    for network, file in pairs:
         expected = load_file(EXPECTED / f"{file}.safetensors")
         image = expected["input_uint8_nhwc"].reshape(1, 224, 224, 3).astype(np.float32) / 255
         logits = np.asarray(
-            ours.load(network).activations(jnp.asarray(image), ["logits"])["logits"]
+            networks.load(network).activations(jnp.asarray(image), ["logits"])["logits"]
         )
         _show(f"{network}: fvaudit against the reference", logits[0], expected["logits"])
         for variant in _variants(network):

@@ -1,65 +1,54 @@
-"""Our engine: the program that `fvaudit.visualize` runs, chunk by chunk.
+"""Our engine: the program that `fvaudit.visualize` runs, stretch by stretch.
 
-A call of the program makes one image for every unit, `CHUNK` steps each, and scores the result:
-that last forward pass, the start and the transfers are inside the time. One unit alone takes as
-long as the devices' worth of units that it is padded to.
+A call takes steps for as many units as there are devices; the start is made anew for each stretch
+and lies inside the time, the score of the final image does not. One unit alone leaves all devices
+but one at rest.
 """
-
-import pathlib
 
 import jax
 import jax.numpy as jnp
+import networks
+import numpy as np
 from sides import Runner, Side, Workload
 
-import fvaudit
 from fvaudit.models import devices
 from fvaudit.models.model import Model
 from fvaudit.optvis.objectives import Channel, stack
+from fvaudit.optvis.optimize import STRETCH
 from fvaudit.optvis.params import fourier
+from fvaudit.optvis.render import Recipe, programs
 from fvaudit.optvis.transforms import standard
-from fvaudit.optvis.visualize import Recipe, program
-
-
-CHUNK = 8
-MODELS = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data" / "models"
 
 
 def build(side: Side, workload: Workload, cores: int) -> Runner:
     devices.start()
-    ascend = ascent(load(workload.network), workload.layer, list(range(side.batch)))
+    ascend = ascent(networks.load(workload.network), workload.layer, list(range(side.batch)))
 
     def run(steps):
-        chunks = -(-steps // CHUNK)
-        for seed in range(chunks):
-            ascend(seed)
-        return chunks * CHUNK * side.batch
+        for first in range(0, steps, STRETCH):
+            ascend(first, min(STRETCH, steps - first))
+        return steps * side.batch
 
     return Runner(lambda: None, run, {"jax": jax.__version__})
 
 
 def ascent(model: Model, layer: str, units: list[int]):
-    """`call(seed)`: `CHUNK` steps for every unit of `layer`, done when it returns."""
-    recipe = Recipe(fourier(), standard(), steps=CHUNK)
-    run = program(model.forward, model.input.size, (layer,), recipe)
+    """`call(seed, steps)`: at most STRETCH steps for every unit of `layer`."""
+    shape = (*model.input.size, len(model.input.mean))
+    begin, advance = programs(
+        model.forward, shape, (layer,), Recipe(fourier(), standard(), steps=1)
+    )
     params = devices.replicated(model.params)
     width = jax.local_device_count()
-    full = units + units[-1:] * (-len(units) % width)
-    objectives = stack([Channel(layer, unit) for unit in full])
+    batches = [units[at : at + width] for at in range(0, len(units), width)]
 
-    def call(seed: int):
-        keys = jnp.stack([jax.random.key(seed + i) for i in range(len(full))])
-        return jax.block_until_ready(run(params, objectives, keys))
+    def call(seed: int, steps: int) -> None:
+        for batch in batches:
+            full = batch + batch[-1:] * (width - len(batch))
+            keys = jnp.stack([jax.random.key(seed + unit) for unit in full])
+            objectives = stack([Channel(layer, unit) for unit in full])
+            lasts = np.where(np.arange(width) < len(batch), np.int32(steps), np.int32(0))
+            at = (params, np.int32(0), np.int32(512), lasts, np.zeros(width, bool))
+            jax.block_until_ready(advance(*at, objectives, keys, begin(None, keys)))
 
     return call
-
-
-def load(network: str) -> Model:
-    """The benchmark's networks as `Model`s."""
-    if network == "googlenet":
-        path = MODELS / "googlenet_bvlc.safetensors"
-        return fvaudit.load_model("googlenet", weights=path)  # pyright: ignore[reportCallIssue]
-    if network == "resnet50":
-        from fvaudit.models import zoo
-
-        return zoo.random_model("resnet50", seed=0)  # pyright: ignore[reportAttributeAccessIssue]
-    return fvaudit.load_model(network)

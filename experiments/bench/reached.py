@@ -29,7 +29,7 @@ def lucent(layer: str, channel: str, steps: str, seed: str, file: str) -> None:
 
 
 def ours(layer: str, channels: str, steps: str, seed: str, folder: str) -> None:
-    import ours as engine
+    import networks
 
     import fvaudit
     from fvaudit.pictures import png
@@ -37,7 +37,7 @@ def ours(layer: str, channels: str, steps: str, seed: str, folder: str) -> None:
     shots = tuple(int(n) for n in steps.split(","))
     objectives = [fvaudit.Channel(layer, int(c)) for c in channels.split(",")]
     made = fvaudit.visualize(
-        engine.load("googlenet"), objectives, steps=shots[-1], seed=int(seed),
+        networks.load("googlenet"), objectives, steps=shots[-1], seed=int(seed),
         shot_steps=shots[:-1],
     )  # fmt: skip
     for objective, vis in zip(objectives, made, strict=True):
