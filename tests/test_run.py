@@ -20,7 +20,7 @@ MODEL = tiny_model()
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     """One network for all audits of this file, so that programs are compiled once."""
-    monkeypatch.setattr(running, "load_model", lambda name: MODEL)
+    monkeypatch.setattr(running, "load_model", lambda name, weights=None: MODEL)
 
 
 @pytest.fixture
