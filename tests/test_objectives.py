@@ -294,11 +294,13 @@ def test_cosine_powers_that_are_none(power):
 
 
 def test_directions_that_do_not_fit_the_layer():
-    with pytest.raises(AuditError, match="has 5 numbers, but a has 6 channels"):
+    with pytest.raises(
+        AuditError, match="direction of a has 5 numbers, but the layer has 6 channels"
+    ):
         Direction("a", np.ones(5))(activations())
-    with pytest.raises(AuditError, match=r"@4,0\) does not exist: a has 4 x 5 positions"):
+    with pytest.raises(AuditError, match="position 4, 0 does not exist: a has 4 x 5 positions"):
         NeuronDirection("a", V, (4, 0))(activations())
-    with pytest.raises(AuditError, match="does not exist: logits has no positions"):
+    with pytest.raises(AuditError, match="centre does not exist: logits has no positions"):
         NeuronDirection("logits", np.ones(7))(activations())
 
 

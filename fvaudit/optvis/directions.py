@@ -79,7 +79,10 @@ class NeuronDirection(Objective):
         row, column = self.position or tuple(s // 2 for s in extent) or (0, 0)
         if len(extent) != 2 or not (0 <= row < extent[0] and 0 <= column < extent[1]):
             has = " x ".join(map(str, extent)) or "no"
-            raise AuditError(f"{self} does not exist: {self.layer} has {has} positions.")
+            at = "centre" if self.position is None else f"position {row}, {column}"
+            raise AuditError(
+                f"A direction's {at} does not exist: {self.layer} has {has} positions."
+            )
         return _along(self, x[:, row, column])
 
     def __str__(self) -> str:
@@ -104,7 +107,7 @@ def _along(
 ) -> Float[Array, " n *positions"]:
     if x.shape[-1] != direction.channels:
         raise AuditError(
-            f"{direction} has {direction.channels} numbers, but {direction.layer} has "
+            f"A direction of {direction.layer} has {direction.channels} numbers, but the layer has "
             f"{x.shape[-1]} channels."
         )
     dot = x @ direction.vector
