@@ -31,6 +31,7 @@ ALLOWED = {
     "optvis.maco": {"records", "optvis.colours", "optvis.natural", "optvis.params"},
     "optvis.cppn": {"records", "optvis.params"},
     "optvis.alpha": {"records", "optvis.params"},
+    "optvis.ball": {"records", "optvis.params"},
     "optvis.gaussian": set(),
     "optvis.transforms": {"records", "optvis.gaussian", "optvis.lowering", "optvis.params"},
     "optvis.hoisting": set(),
