@@ -35,8 +35,8 @@ def test_a_linear_unit_reaches_the_balls_far_side(base):
     """max w.x over the ball is 1/2 sum(w) + r ||w||, at 1/2 + r w / ||w||."""
     w = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
     image, value = _best(jnp.asarray(w), on_ball(base, RADIUS))
-    length = np.linalg.norm(w)
-    assert value == pytest.approx(0.5 * w.sum() + RADIUS * length, abs=1e-5 * RADIUS * length)
+    length = float(np.linalg.norm(w))
+    assert value == pytest.approx(float(w.sum()) / 2 + RADIUS * length, abs=1e-5 * RADIUS * length)
     np.testing.assert_allclose(image, 0.5 + RADIUS * w / length, atol=1e-4)
 
 
