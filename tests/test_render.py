@@ -15,6 +15,7 @@ from fvaudit.models.model import InputSpec, Model, layer_shapes
 from fvaudit.optvis import visualize as engine
 from fvaudit.optvis.alpha import with_alpha
 from fvaudit.optvis.couplings import Diversity
+from fvaudit.optvis.custom import Custom
 from fvaudit.optvis.objectives import Channel, ClassLogit
 from fvaudit.optvis.optimize import STRETCH
 from fvaudit.optvis.optimizers import adam
@@ -243,3 +244,25 @@ def test_images_of_a_diverse_set_differ_more():
         return (grams @ grams.T)[np.triu_indices(3, 1)].mean()
 
     assert likeness(diverse) < likeness(alike)
+
+
+def test_penalties_see_the_images_without_their_transforms():
+    """ "input" is what is optimized: its L1 at the last step is that of the image before it."""
+    model = tiny_model()
+    seen = engine.visualize(
+        model, [1 * L1("input")], steps=3, shot_steps=(0, 1, 2), redirected_steps=0
+    )[0]
+    own = np.abs(seen.shots[0] - 0.5).sum((1, 2, 3))
+    np.testing.assert_allclose(seen.trace[0], own, rtol=1e-5)
+
+
+def test_two_objectives_of_one_text_are_refused():
+    def bright(activations):
+        return activations["input"].mean((1, 2, 3))
+
+    def dark(activations):
+        return -activations["input"].mean((1, 2, 3))
+
+    twins = [Custom(f, layers=("input",), text="mean") for f in (bright, dark)]
+    with pytest.raises(AuditError, match=r"Two different objectives have the text 'Custom\(mean"):
+        engine.visualize(tiny_model(), twins, steps=2)

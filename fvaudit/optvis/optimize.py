@@ -107,9 +107,10 @@ def advance(
 
     def step(params, latents, t, plain):
         def loss(latents):  # descended, as `redirect` expects
-            images, opacity = _shown(loop, latents, jax.random.fold_in(step_key, t), plain)
+            images = jax.vmap(lambda z: loop.parameterization.decode(z, loop.shape))(latents)
+            shown = _shown(loop, images, jax.random.fold_in(step_key, t), plain)
             with _redirected(loop, t, plain):
-                scores = loop.score(params, images, opacity)
+                scores = loop.score(params, shown, images)
             return -scores.sum(), scores
 
         (_, scores), slope = jax.value_and_grad(loss, has_aux=True)(latents)
@@ -131,19 +132,17 @@ def advance(
     return Stretch(state, trace[:STRETCH], images, scores)
 
 
-def _shown(loop: Loop, latents: Any, key: Key[Array, ""], plain: Bool[Array, ""]):
-    """What the network sees, each image under its own transform or as it is, and the opacity."""
-    images = jax.vmap(lambda z: loop.parameterization.decode(z, loop.shape))(latents)
+def _shown(loop: Loop, images: Float[Array, "s h w d"], key: Key[Array, ""], plain):
+    """What the network sees: each image under its own transform, or as it is."""
     alpha = loop.parameterization.alpha
     transform = compose(collapse_alpha(), loop.transform) if alpha else loop.transform
     plainly = collapse_alpha(GROUND) if alpha else none()
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(len(images)))
-    shown = jax.lax.cond(
+    return jax.lax.cond(
         plain,
         lambda: jax.vmap(plainly.apply)(keys, images),
         lambda: jax.vmap(transform.apply)(keys, images),
     )
-    return shown, images[..., -1:] if alpha else None
 
 
 def _redirected(loop: Loop, t, plain):

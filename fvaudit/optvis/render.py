@@ -33,7 +33,7 @@ from fvaudit.optvis.transforms import Transform
 from fvaudit.records import AuditError
 
 
-INPUT = "input"  # the layer that holds the images as the network sees them
+INPUT = "input"  # the layer that holds the images, without transforms
 OPACITY = "opacity"  # and their opacity, (n, h, w, 1), where the parameterization has one
 STEPS = 256  # reaches what lucid's 512 constant steps reach: results/convergence
 LOOK = 32  # steps between two looks at a run that somebody watches
@@ -151,6 +151,7 @@ def render(
     jobs = list(jobs)
     for job in jobs:
         _require(model, job.objective, recipe)
+    _require_distinct(jobs)
     first = _start_image(model, recipe, start)
     params = devices.replicated(model.params)
     marks = _marks(recipe, look if stop or watch else None)
@@ -243,9 +244,9 @@ def programs(
     """
 
     def loop_of(objective):
-        def score(params, images, opacity):
-            beside = {INPUT: images} if opacity is None else {INPUT: images, OPACITY: opacity}
-            return objective({**record(forward, params, images, layers), **beside})
+        def score(params, shown, images):
+            own = {INPUT: images[..., : shape[2]], OPACITY: images[..., shape[2] :]}
+            return objective({**record(forward, params, shown, layers), **own})
 
         return Loop(
             score,
@@ -307,6 +308,18 @@ def _require(model: Model, objective: Objective, recipe: Recipe) -> None:
             f"{objective} reads the opacity, but images of {recipe.parameterization.text} have "
             "none. Use with_alpha(...)."
         )
+
+
+def _require_distinct(jobs: list[Job]) -> None:
+    """Random streams are folded from an objective's text: two of one text would share them."""
+    known: dict[str, Objective] = {}
+    for job in jobs:
+        text = str(job.objective)
+        if known.setdefault(text, job.objective) != job.objective:
+            raise AuditError(
+                f"Two different objectives have the text {text!r}, by which images are told "
+                "apart. Give one of them another text, or visualize them in two calls."
+            )
 
 
 def _tapped(objective: Objective) -> tuple[str, ...]:
