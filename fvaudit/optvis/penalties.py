@@ -8,8 +8,8 @@
 each over all positions and channels of one image. The first three are lucid's, sums and not means,
 so that its weights mean the same here (its regularization notebook has L1 -0.05 and total
 variation -0.25); a sum grows with the image, so weights belong to a size. On the images, L1 and L2
-measure from mid-grey, 0.5, as that notebook does; on other layers from 0. Unlike lucid's, "input"
-is the images as the network sees them, after the transforms of the step.
+measure from mid-grey, 0.5, as that notebook does; on other layers from 0. As in lucid, "input" is
+the images themselves, without the transforms of the step.
 """
 
 import math
