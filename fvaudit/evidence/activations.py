@@ -1,4 +1,4 @@
-"""Activations of image sets: streamed through the model, reduced, standardised.
+"""Activations of image sets: streamed through the model, reduced, ranked.
 
 Per image and layer two things are kept: channel responses (the spatial mean of each channel, which
 is what `Channel` objectives maximize) and a feature vector for path similarity:
@@ -7,30 +7,47 @@ is what `Channel` objectives maximize) and a feature vector for path similarity:
               layer from the seed, the same for every image, and recorded
     pooled    channel means
 
-Feature vectors are standardised at once (ranks for Spearman), so that all pairs are one product.
+Feature vectors are ranked at once, once per image, on host threads while the devices compute the
+next batch; all pairs are then one matrix product. `collect` keeps the vectors (for Spearman 2 bytes
+a feature, exactly), `compare` only their similarities to vectors that are known already, so that
+its memory does not grow with the features of the images that pass.
 """
 
+import dataclasses
 import functools
+import os
 import zlib
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int, Num
 
-from fvaudit.evidence.similarity import standardise
+from fvaudit.evidence.similarity import kept, rank_type, require_metric, unit_rows
 from fvaudit.models import devices
 from fvaudit.models.model import Forward, Model, record
 from fvaudit.records import AuditError
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How feature vectors are made; only vectors made alike can be compared."""
+
+    metric: str = "spearman"  # or "pearson" or "cosine"
+    variant: str = "spatial"  # or "pooled"
+    max_features: int = 32768  # at most this many features per layer
+    seed: int = 0  # of the feature subset
 
 
 class Features(NamedTuple):
     """One image set, seen by one model."""
 
     responses: dict[str, Float[np.ndarray, "n c"]]  # layer -> spatial mean of each channel
-    vectors: dict[str, Float[np.ndarray, "n d"]]  # layer -> standardised feature vectors
+    vectors: dict[str, Num[np.ndarray, "n d"]]  # layer -> vectors for `similarity_matrix`
+    settings: Settings = Settings()  # what the vectors were made with
 
 
 def collect(
@@ -44,7 +61,7 @@ def collect(
     seed: int = 0,
     lanes: int = 8,
 ) -> Features:
-    """Streams images through the model and keeps responses and standardised feature vectors.
+    """Streams images through the model and keeps responses and feature vectors.
 
     Args:
         model: the network.
@@ -58,30 +75,120 @@ def collect(
             matrix product may round an image's last bits by its place in a batch: equal bytes
             need equal images in equal order, so an audit passes one unit's images per call.
 
+    Returns:
+        Vectors as `similarity.kept` describes them: int16 or int32 ranks, or float32.
+
     Raises:
         AuditError: for unknown layers, metrics or variants, or images of another size or range.
     """
-    if variant not in ("spatial", "pooled"):
-        raise AuditError(f"variant must be 'spatial' or 'pooled', got {variant!r}.")
-    model.require_size(images.shape)
-    _require_range(images)
+    settings = Settings(metric, variant, max_features, seed)
+    found = _empty(model, len(images), layers, settings)
+    for rows, part in _stream(model, images, layers, settings, lanes):
+        for layer in layers:
+            found.responses[layer][rows] = part.responses[layer]
+            found.vectors[layer][rows] = part.vectors[layer]
+    return found
+
+
+def compare(
+    model: Model,
+    images: Float[np.ndarray, "n h w c"],
+    known: Features,
+    *,
+    lanes: int = 8,
+) -> dict[str, Float[np.ndarray, "n m"]]:
+    """Similarity of every image with every known vector, per layer; keeps no vector of theirs.
+
+    Memory: the known vectors in float32, a few batches, and what is returned.
+
+    Args:
+        model: the network.
+        images: in [0, 1], of the model's input size.
+        known: features of m images; its layers and settings are used.
+        lanes: images per device and program.
+
+    Returns:
+        In [-1, 1]; NaN where either vector has no direction.
+
+    Raises:
+        AuditError: if the images have another size or range.
+    """
+    layers = tuple(known.vectors)
+    held = _held(known.vectors)
+    found = {v: np.empty((len(images), len(known.vectors[v])), np.float32) for v in layers}
+    waiting = []
+    for rows, part in _stream(model, images, layers, known.settings, lanes):
+        width = jax.local_device_count() * lanes
+        units = {layer: _padded(unit_rows(v), width) for layer, v in part.vectors.items()}
+        waiting.append((rows, _products()(units, held)))  # JAX computes while the loop goes on
+    for rows, products in waiting:
+        for layer, block in products.items():
+            out = found[layer][rows]
+            np.clip(np.asarray(block).T[: len(out), : out.shape[1]], -1, 1, out=out)
+    return found
+
+
+def _stream(
+    model: Model,
+    images: Float[np.ndarray, "n h w c"],
+    layers: Sequence[str],
+    settings: Settings,
+    lanes: int,
+) -> Iterator[tuple[slice, Features]]:
+    """Features of batch after batch, with the rows of `images` that they belong to."""
+    _require(model, images, settings)
     devices.start()
-    chosen = {layer: _subset(model, layer, variant, max_features, seed) for layer in layers}
-    run = _program(model.forward, tuple(layers), variant)
     width = jax.local_device_count() * lanes
-    params, picks = devices.replicated(model.params), devices.replicated(chosen)
-    responses = {layer: [] for layer in layers}
-    vectors = {layer: [] for layer in layers}
-    for start in range(0, len(images), width):
-        batch = images[start : start + width]
-        full = np.concatenate([batch, np.repeat(batch[-1:], width - len(batch), axis=0)])
-        for layer, (mean, vector) in jax.device_get(run(params, picks, full)).items():
-            responses[layer].append(mean[: len(batch)])
-            vectors[layer].append(standardise(np.asarray(vector[: len(batch)]), metric))
+    run = _program(model.forward, tuple(layers), settings.variant)
+    params, picks = devices.replicated((model.params, _subsets(model, layers, settings)))
+    batches = [slice(start, start + width) for start in range(0, len(images), width)]
+    started = (run(params, picks, _padded(images[rows], width)) for rows in batches)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for rows, out in zip(batches, _one_ahead(started), strict=True):
+            yield rows, _reduced(out, len(images[rows]), settings, pool)
+
+
+def _one_ahead(started: Iterator[Any]) -> Iterator[Any]:
+    """Each item only once its next exists: JAX computes the one while the host has the other."""
+    item = next(started, None)
+    while item is not None:
+        following = next(started, None)
+        yield item
+        item = following
+
+
+def _reduced(out, count: int, settings: Settings, pool: ThreadPoolExecutor) -> Features:
+    """The first `count` rows of a program's output; layers are ranked side by side."""
+
+    def reduce(layer: str):
+        mean, vector = (np.asarray(x)[:count] for x in out[layer])
+        return mean, kept(vector, settings.metric)
+
+    pairs = dict(zip(out, pool.map(reduce, out), strict=True))
     return Features(
-        {layer: np.concatenate(rows) for layer, rows in responses.items()},
-        {layer: np.concatenate(rows) for layer, rows in vectors.items()},
+        {layer: mean for layer, (mean, _) in pairs.items()},
+        {layer: vector for layer, (_, vector) in pairs.items()},
+        settings,
     )
+
+
+def _empty(model: Model, count: int, layers: Sequence[str], settings: Settings) -> Features:
+    """Room for the features of `count` images."""
+    responses, vectors = {}, {}
+    for layer in layers:
+        model.require_layer(layer)
+        size = min(feature_count(model, layer, settings.variant), settings.max_features)
+        kind = rank_type(size) if settings.metric == "spearman" else np.float32
+        responses[layer] = np.empty((count, model.shapes[layer][-1]), np.float32)
+        vectors[layer] = np.empty((count, size), kind)
+    return Features(responses, vectors, settings)
+
+
+def _padded(rows: Num[np.ndarray, "n ..."], count: int) -> Num[np.ndarray, "m ..."]:
+    """Filled up to `count` rows with the last one."""
+    if len(rows) == count:
+        return rows
+    return np.concatenate([rows, np.repeat(rows[-1:], count - len(rows), axis=0)])
 
 
 @functools.lru_cache(maxsize=8)
@@ -93,10 +200,36 @@ def _program(forward: Forward, layers: tuple[str, ...], variant: str):
         for layer, x in record(forward, params, images, layers).items():
             mean = x.mean(tuple(range(1, x.ndim - 1)))
             flat = mean if variant == "pooled" else x.reshape(len(x), -1)
-            out[layer] = (mean, jnp.take(flat, picks[layer], axis=1))
+            chosen = jnp.take(flat, picks[layer], axis=1) if layer in picks else flat
+            out[layer] = (mean, chosen)
         return out
 
     return devices.on_every_device(shard, shared=2)
+
+
+def _held(vectors: Mapping[str, Num[np.ndarray, "m d"]]) -> dict[str, Array]:
+    """Unit rows on the devices, an equal share on each."""
+    devices.start()
+    count = jax.local_device_count()
+    place = devices.on_every_device(lambda rows: rows, shared=0)
+    return {
+        v: place(_padded(unit_rows(x), -(-len(x) // count) * count)) for v, x in vectors.items()
+    }
+
+
+@functools.cache
+def _products():
+    """Jitted (rows (n, d), held (m, d)) -> (m, n) per layer: each device multiplies what it holds.
+
+    Host threads rank at the same time, and a BLAS of NumPy's would spin against them.
+    """
+
+    def shard(rows, held):
+        return {
+            layer: jnp.matmul(x, held[layer].T, precision="highest").T for layer, x in rows.items()
+        }
+
+    return devices.on_every_device(shard, shared=1)
 
 
 def feature_count(model: Model, layer: str, variant: str) -> int:
@@ -105,19 +238,25 @@ def feature_count(model: Model, layer: str, variant: str) -> int:
     return shape[-1] if variant == "pooled" else int(np.prod(shape))
 
 
-def _subset(
-    model: Model, layer: str, variant: str, max_features: int, seed: int
-) -> Int[np.ndarray, " d"]:
-    """Which features of a layer are compared: all, or a seeded subset in rising order."""
-    model.require_layer(layer)
-    size = feature_count(model, layer, variant)
-    if size <= max_features:
-        return np.arange(size)
-    rng = np.random.default_rng([seed, zlib.crc32(layer.encode())])
-    return np.sort(rng.choice(size, max_features, replace=False))
+def _subsets(
+    model: Model, layers: Sequence[str], settings: Settings
+) -> dict[str, Int[np.ndarray, " d"]]:
+    """Which features are compared of the layers that have too many: seeded, in rising order."""
+    picks = {}
+    for layer in layers:
+        model.require_layer(layer)
+        size = feature_count(model, layer, settings.variant)
+        if size > settings.max_features:
+            rng = np.random.default_rng([settings.seed, zlib.crc32(layer.encode())])
+            picks[layer] = np.sort(rng.choice(size, settings.max_features, replace=False))
+    return picks
 
 
-def _require_range(images: Float[np.ndarray, "n h w c"]) -> None:
+def _require(model: Model, images: Float[np.ndarray, "n h w c"], settings: Settings) -> None:
+    require_metric(settings.metric)
+    if settings.variant not in ("spatial", "pooled"):
+        raise AuditError(f"variant must be 'spatial' or 'pooled', got {settings.variant!r}.")
+    model.require_size(images.shape)
     low, high = (float(f(images)) for f in (np.min, np.max)) if len(images) else (0.0, 1.0)
     if not (low >= 0 and high <= 1):  # also catches NaN
         raise AuditError(

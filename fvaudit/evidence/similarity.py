@@ -9,17 +9,50 @@ are one matrix product:
 
 After a ReLU most entries are 0. They must share their average rank: ordinal ranks would make any
 two sparse maps alike by position alone.
+
+Average ranks are multiples of 1/2, so twice a centred rank is a whole number, 2 r - (d + 1), and up
+to d = 32768 it fits in 16 bits: ranks are kept exactly in half the memory of float32. They are
+found by a radix sort, 16 bits at a time: three times as fast as sorting by comparison.
 """
 
 import difflib
+from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int, Num, UInt
 
 from fvaudit.records import AuditError
 
 
 METRICS = ("spearman", "pearson", "cosine")
+BLOCK = 2**24  # entries of a block of rows that is standardised at a time, 64 MiB
+
+
+def require_metric(metric: str) -> None:
+    """Raises `AuditError` naming the nearest metric if there is no such one."""
+    if metric not in METRICS:
+        near = difflib.get_close_matches(metric, METRICS, n=1) or METRICS
+        raise AuditError(
+            f"There is no similarity {metric!r}. Known: {', '.join(METRICS)}; did you mean "
+            f"{near[0]!r}?"
+        )
+
+
+def kept(rows: Float[np.ndarray, "n d"], metric: str) -> Num[np.ndarray, "n d"]:
+    """What `similarity_matrix` needs of rows, as small as it can be without loss.
+
+    Args:
+        rows: one activation vector per row.
+        metric: one of `METRICS`.
+
+    Returns:
+        Spearman: `centred_ranks`, whole numbers; others: `standardise`, float32.
+
+    Raises:
+        AuditError: for another metric.
+    """
+    require_metric(metric)
+    return centred_ranks(rows) if metric == "spearman" else standardise(rows, metric)
 
 
 def standardise(rows: Float[np.ndarray, "n d"], metric: str) -> Float[np.ndarray, "n d"]:
@@ -35,15 +68,12 @@ def standardise(rows: Float[np.ndarray, "n d"], metric: str) -> Float[np.ndarray
     Raises:
         AuditError: for another metric.
     """
-    if metric not in METRICS:
-        near = difflib.get_close_matches(metric, METRICS, n=1) or METRICS
-        raise AuditError(
-            f"There is no similarity {metric!r}. Known: {', '.join(METRICS)}; did you mean "
-            f"{near[0]!r}?"
-        )
-    x = average_ranks(rows).astype(np.float64) if metric == "spearman" else rows.astype(np.float64)
+    require_metric(metric)
+    if metric == "spearman":
+        return unit_rows(centred_ranks(rows))
+    x = rows.astype(np.float64)
     x = np.where(np.isfinite(x).all(axis=1, keepdims=True), x, np.nan)
-    if metric != "cosine":
+    if metric == "pearson":
         x = x - x.mean(axis=1, keepdims=True)
     length = np.linalg.norm(x, axis=1, keepdims=True)
     # Centring leaves rounding noise in a constant row; relative to its size, that is no direction.
@@ -52,38 +82,110 @@ def standardise(rows: Float[np.ndarray, "n d"], metric: str) -> Float[np.ndarray
     return np.where(vague, np.nan, x / np.where(vague, 1, length)).astype(np.float32)
 
 
+def unit_rows(rows: Num[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    """What `kept` returned as rows of length 1, float32; NaN where there is no direction."""
+    if rows.dtype.kind == "f":
+        return rows
+    out = np.full(rows.shape, np.nan, np.float32)
+    for row, unit in zip(rows, out, strict=True):
+        x = row.astype(np.float64)
+        square = np.einsum("d,d", x, x)  # not x @ x: BLAS would wake all cores for 20 microseconds
+        if square > 0:
+            unit[:] = x / np.sqrt(square)
+    return out
+
+
 def similarity_matrix(
-    a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]
+    a: Num[np.ndarray, "n d"], b: Num[np.ndarray, "m d"]
 ) -> Float[np.ndarray, "n m"]:
-    """All pairs of two standardised sets, in [-1, 1]; NaN where either row is NaN."""
-    return np.clip(a @ b.T, -1, 1)
+    """All pairs of two sets, each as `kept` or `standardise` left it; in [-1, 1].
+
+    NaN where either row has no direction. Of a set with itself, each pair is computed once.
+    """
+    out = np.empty((len(a), len(b)), np.result_type(a, b) if a.dtype.kind == "f" else np.float32)
+    for i in _blocks(a):
+        left = unit_rows(a[i])
+        for j in _blocks(b):
+            if a is b and j.start < i.start:
+                out[i, j] = out[j, i].T
+            else:
+                right = left if a is b and i == j else unit_rows(b[j])
+                out[i, j] = np.clip(left @ right.T, -1, 1)
+    return out
+
+
+def _blocks(rows: Num[np.ndarray, "n d"]) -> Iterator[slice]:
+    height = max(1, BLOCK // max(1, rows.shape[1]))
+    return (slice(start, start + height) for start in range(0, len(rows), height))
 
 
 def average_ranks(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
     """Ranks 1..d along each row; tied values share the mean of their ranks. NaN rows stay NaN.
 
     Raises:
+        AuditError: if rows are longer than 2^24.
+    """
+    ranks = (centred_ranks(rows) + np.int64(rows.shape[1] + 1)) / 2
+    return np.where(np.isnan(rows).any(axis=1, keepdims=True), np.nan, ranks)
+
+
+def centred_ranks(rows: Float[np.ndarray, "n d"]) -> Int[np.ndarray, "n d"]:
+    """2 r - (d + 1) for average ranks r: int16 up to d = 32768, else int32. NaN rows become 0.
+
+    Raises:
         AuditError: if rows are longer than float32 can number (2^24).
     """
-    if rows.shape[1] > 2**24:
-        raise AuditError(f"Cannot rank {rows.shape[1]} features exactly; sample at most {2**24}.")
-    ranks = np.empty(rows.shape, np.float32)
+    size = rows.shape[1]
+    if size > 2**24:
+        raise AuditError(f"Cannot rank {size} features exactly; sample at most {2**24}.")
+    ranks = np.zeros(rows.shape, rank_type(size))
     for row, out in zip(rows, ranks, strict=True):
-        out[:] = _ranks_of_row(row)
+        _rank(row, out)
     return ranks
 
 
-def _ranks_of_row(row: Float[np.ndarray, " d"]) -> Float[np.ndarray, " d"]:
+def rank_type(size: int) -> type[np.signedinteger]:
+    """Of `centred_ranks`, whose size is below that of their number."""
+    return np.int16 if size <= 2**15 else np.int32
+
+
+def _rank(row: Float[np.ndarray, " d"], out: Int[np.ndarray, " d"]) -> None:
     """Only what exceeds the row's minimum is sorted: after a ReLU that is a small part."""
     low = row.min()
     if np.isnan(low):
-        return np.full(len(row), np.nan, np.float32)
+        return
     above = np.flatnonzero(row > low)
+    values = row[above]
+    order = _ascending(values)
     ties = len(row) - len(above)
-    ranks = np.full(len(row), (ties + 1) / 2, np.float32)
-    order = np.argsort(row[above])
-    ordered = row[above][order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]][: len(ordered)])
-    ends = np.r_[starts[1:], len(ordered)]
-    ranks[above[order]] = np.repeat(ties + (starts + ends + 1) / 2, ends - starts)
-    return ranks
+    out[:] = ties - len(row)
+    out[above[order]] = _run_ends(values[order], 2 * ties - len(row))
+
+
+def _run_ends(ordered: Float[np.ndarray, " k"], offset: int) -> Int[np.ndarray, " k"]:
+    """Start plus end of the run of equals that each value lies in, plus an offset."""
+    ends = np.arange(offset + 1, offset + 2 * len(ordered), 2)  # where all differ
+    equal = np.flatnonzero(ordered[1:] == ordered[:-1])  # to their next
+    if len(equal):
+        gap = np.flatnonzero(np.diff(equal) > 1)
+        first, last = equal[np.r_[0, gap + 1]], equal[np.r_[gap, -1]] + 1
+        ends[equal] = ends[equal + 1] = np.repeat(first + last + 1 + offset, last - first)
+    return ends
+
+
+def _ascending(values: Float[np.ndarray, " k"]) -> Int[np.ndarray, " k"]:
+    """Which order sorts values without NaN: NumPy's stable sort of 16-bit words is a radix sort."""
+    bits = _sortable_bits(values)
+    order = np.argsort(bits.astype(np.uint16), kind="stable")  # the low word
+    for shift in range(16, 8 * bits.itemsize, 16):
+        word = (bits >> shift).astype(np.uint16)
+        order = order[np.argsort(word[order], kind="stable")]
+    return order
+
+
+def _sortable_bits(values: Float[np.ndarray, " k"]) -> UInt[np.ndarray, " k"]:
+    """Whole numbers in the order of IEEE numbers: negative ones count down, so all bits flip."""
+    size = values.itemsize
+    bits = (values + values.dtype.type(0)).view(f"i{size}")  # -0.0 becomes 0.0, its equal
+    flipped = (bits >> (8 * size - 1)) | np.iinfo(bits.dtype).min
+    return (bits ^ flipped).view(f"u{size}")

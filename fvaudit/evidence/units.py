@@ -27,6 +27,7 @@ class Natural:
     images: ImageSet
     features: Features
     pairs: Mapping[str, Float[np.ndarray, "n n"]]  # layer -> similarity of all pairs
+    model: str = ""  # fingerprint of the model; empty if whoever made this did not note it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +39,14 @@ class Group:
     text: str  # how it was chosen, in words
 
 
-def natural(images: ImageSet, features: Features) -> Natural:
-    """Natural images with all their pairwise similarities, computed once for all units."""
+def natural(images: ImageSet, features: Features, model: str = "") -> Natural:
+    """Natural images with all their pairwise similarities, computed once for all units.
+
+    Memory: 4 n^2 bytes per layer, 80 MB for 1,000 images and 20 layers, besides the features.
+    """
     vectors = features.vectors
     pairs = {layer: similarity.similarity_matrix(v, v) for layer, v in vectors.items()}
-    return Natural(images, features, pairs)
+    return Natural(images, features, pairs, model)
 
 
 def measure(
