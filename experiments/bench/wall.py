@@ -189,7 +189,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--layers", nargs="+", choices=list(UNITS), default=list(UNITS))
     parser.add_argument("--many", type=int, default=16, help="units really run, of 64")
     parser.add_argument("--out", type=pathlib.Path, default=table.RESULTS, metavar="FOLDER")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if not 2 < options.many <= MANY:
+        parser.error(f"--many must be 3 to {MANY}, got {options.many}")
+    return options
 
 
 if __name__ == "__main__":
