@@ -187,7 +187,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("part", choices=["peer", "steps", "time"])
     parser.add_argument("--layers", nargs="+", choices=list(UNITS), default=list(UNITS))
-    parser.add_argument("--many", type=int, default=16, help="units really run, of 64")
+    parser.add_argument("--many", type=int, default=8, help="units really run, of 64")
     parser.add_argument("--out", type=pathlib.Path, default=table.RESULTS, metavar="FOLDER")
     options = parser.parse_args()
     if not 2 < options.many <= MANY:
