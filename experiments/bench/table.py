@@ -124,4 +124,4 @@ def _number(text: str) -> str | float:
 
 
 def _short(value: str | float) -> str | float:
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    return f"{value:.6g}" if isinstance(value, float) else value
