@@ -1,13 +1,11 @@
 """One image at a time, as a user would wait for it; run as a process of its own by wall.py.
 
     python reached.py lucent LAYER CHANNEL STEPS SEED FILE.npy
-    python reached.py ours LAYER CHANNEL,CHANNEL STEPS,STEPS SEED FOLDER
+    python reached.py ours LAYER CHANNEL,CHANNEL STEPS SEED FOLDER
 
 The first runs torch-lucent's loop on BVLC's GoogLeNet and writes its last image; the network is
 frozen and ends at the layer, which leaves the image as it is and takes a third of the time. The
-second is what a program with `import fvaudit` does: load, visualize, write a PNG per channel; with
-several numbers of steps, the images after each of them are written as well, as `CHANNEL.npy`
-(steps, h, w, 3).
+second is what a program with `import fvaudit` does: load, visualize, write a PNG per channel.
 """
 
 import pathlib
@@ -34,17 +32,12 @@ def ours(layer: str, channels: str, steps: str, seed: str, folder: str) -> None:
     import fvaudit
     from fvaudit.pictures import png
 
-    shots = tuple(int(n) for n in steps.split(","))
     objectives = [fvaudit.Channel(layer, int(c)) for c in channels.split(",")]
     made = fvaudit.visualize(
-        networks.load("googlenet"), objectives, steps=shots[-1], seed=int(seed),
-        shot_steps=shots[:-1],
-    )  # fmt: skip
+        networks.load("googlenet"), objectives, steps=int(steps), seed=int(seed)
+    )
     for objective, vis in zip(objectives, made, strict=True):
         pathlib.Path(folder, f"{objective.index}.png").write_bytes(png(vis.images[0]))
-        if shots[:-1]:
-            images = np.concatenate([vis.shots[0], vis.images[:1]])
-            np.save(pathlib.Path(folder, f"{objective.index}.npy"), images)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from sides import ON_OURS, Workload
 
 UNITS = {"mixed4d": (264, 500, 450, 17, 111), "logits": (162, 970)}
 STEPS, SEED, MANY = 512, 0, 64
-SHOTS = (32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768)
+TOTALS = (48, 64, 96, 128, 192, 256, 384, 512)  # our step size depends on the total: a run each
 ROUNDS = 3
 PROGRAMS = CACHES / "programs"  # fvaudit's compiled programs, apart from the user's
 
@@ -64,18 +64,31 @@ def peer(layer: str, options: argparse.Namespace) -> None:
 
 
 def steps_to_mark(layer: str, options: argparse.Namespace) -> None:
-    """After how many of our steps each unit's image is at or above its mark."""
-    folder = _empty(CACHES / f"ours-{layer}")
-    channels = ",".join(map(str, UNITS[layer]))
-    _seconds(["ours", layer, channels, ",".join(map(str, SHOTS)), SEED, folder])
+    """The smallest total of ours at which each unit's image is at or above its mark."""
+    marks = _marks(layer, options.out)
+    reached: dict[int, dict[int, float]] = {channel: {} for channel in marks}
+    for total in TOTALS:
+        left = [c for c, mark in marks.items() if max(reached[c].values(), default=-np.inf) < mark]
+        if not left:
+            break
+        folder = _empty(CACHES / f"ours-{layer}-{total}")
+        _seconds(["ours", layer, ",".join(map(str, left)), total, SEED, folder])
+        for channel in left:
+            image = _png(folder / f"{channel}.png")
+            reached[channel][total] = _activations(image[None], layer, channel)[0]
     rows = []
-    for channel, mark in _marks(layer, options.out).items():
-        reached = _activations(np.load(folder / f"{channel}.npy"), layer, channel)
-        good = [s for s, a in zip(SHOTS, reached, strict=True) if a >= mark]
+    for channel, mark in marks.items():
+        good = [total for total, a in reached[channel].items() if a >= mark]
         row = {"layer": layer, "channel": channel, "mark": mark, "steps": min(good, default="")}
-        rows.append(row | {f"at_{s}": a for s, a in zip(SHOTS, reached, strict=True)})
+        rows.append(row | {f"at_{total}": reached[channel].get(total, "") for total in TOTALS})
         print(rows[-1], flush=True)
     table.replace(options.out / "wall_steps.csv", rows, ("layer", "channel"))
+
+
+def _png(path: pathlib.Path) -> np.ndarray:
+    from fvaudit.pictures import read
+
+    return read([path])[0]
 
 
 def timing(layer: str, options: argparse.Namespace) -> None:
