@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fvaudit.evidence.activations import Settings, collect
-from fvaudit.evidence.units import Natural, measure, natural
+from fvaudit.evidence.units import Natural, measure, natural, without_dead
 from fvaudit.models.model import Model
 from fvaudit.optvis.objectives import of_unit
 from fvaudit.records import AuditError, ImageSet, Unit, UnitResult, Visualization
@@ -96,7 +96,7 @@ def path_similarity(
         _require_alike(known, model, layers, settings)
     else:
         known = _natural(model, images, layers, settings)
-    return measure(
+    result = measure(
         unit,
         model.label(unit),
         known,
@@ -108,6 +108,7 @@ def path_similarity(
         replicates=replicates,
         rng=np.random.default_rng(seed),
     )
+    return without_dead(result, int((~shown.alive).sum()))
 
 
 def _natural(model: Model, images: ImageSet, layers: Sequence[str], settings: Settings) -> Natural:

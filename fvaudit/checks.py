@@ -70,6 +70,8 @@ def drives_unit(min_quantile: float = 0.75, severity: Status = Status.FAIL) -> C
 
 
 def _path_verdict(text: str, r: UnitResult, threshold: float, severity: Status) -> Verdict:
+    if r.dead:
+        return _dead_verdict(text, r, r.score, threshold)
     layers = f"{sum(row.resolvable for row in r.path)} of {len(r.path)} layers resolvable"
     facts = f"Path score {r.score} ({layers}, {r.photographs} photographs)"
     status = _against(r.score, threshold, severity)
@@ -95,6 +97,8 @@ def _test_verdict(
     text: str, r: UnitResult, q: float, best: float, fdr: float, severity: Status
 ) -> Verdict:
     p = Estimate(r.p_value, math.nan, math.nan, 1 - fdr, r.photographs, "conformal", "p-value")
+    if r.dead:
+        return _dead_verdict(text, r, p, fdr)
     facts = f"p = {r.p_value:.3f}, q = {q:.3f} against {r.photographs} natural photographs"
     if math.isnan(q):
         status = Status.INCONCLUSIVE
@@ -118,6 +122,8 @@ def _test_verdict(
 
 
 def _drive_verdict(text: str, r: UnitResult, threshold: float, severity: Status) -> Verdict:
+    if r.dead:
+        return _dead_verdict(text, r, r.quantile, threshold)
     fv, low = max(r.fv_responses), min(r.fv_responses)
     facts = (
         f"The weakest FV's response {low:.2f} exceeds that of {r.quantile.value:.0%} "
@@ -130,6 +136,15 @@ def _drive_verdict(text: str, r: UnitResult, threshold: float, severity: Status)
         Status.INCONCLUSIVE: f"{facts}: the interval spans {threshold:.0%}.",
     }.get(status, f"{facts}, less than {threshold:.0%}.")
     return Verdict(text, r.unit, status, r.quantile, threshold, reason)
+
+
+def _dead_verdict(text: str, r: UnitResult, estimate: Estimate, threshold: float) -> Verdict:
+    reason = (
+        f"{r.dead} of {len(r.fv_responses)} visualizations are dead: no gradient ever reached them, "
+        "so that they show noise and nothing can be said. Try more redirected steps, another seed "
+        "or another recipe."
+    )
+    return Verdict(text, r.unit, Status.INCONCLUSIVE, estimate, threshold, reason)
 
 
 def _against(estimate: Estimate, threshold: float, severity: Status) -> Status:

@@ -175,6 +175,7 @@ class UnitResult:
     natural_max: float
     quantile: Estimate  # share of photographs that drive the unit less than the weakest FV
     margin: Estimate  # FV response above the natural median, in natural MADs
+    dead: int = 0  # visualizations that no gradient ever reached: then nothing is estimated
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,7 @@ from fvaudit import checks, pictures, store
 from fvaudit.config import Config, Gates, dump, load_config
 from fvaudit.evidence import summary
 from fvaudit.evidence.activations import Features, collect, feature_count
-from fvaudit.evidence.units import measure, natural
+from fvaudit.evidence.units import measure, natural, without_dead
 from fvaudit.models import devices
 from fvaudit.models.model import Model
 from fvaudit.models.zoo import load_model
@@ -256,7 +256,7 @@ def _visualize(folder, config, model, plan, listener) -> None:
     for job, ascent in render(model, missing, plan.recipe, config.seed):
         _save_image(folder, job, ascent, plan.recipe, config.seed, model)
         done += 1
-        text = f"{job.objective} reached {ascent.reached:.2f}"
+        text = f"{job.objective} {f'reached {ascent.reached:.2f}' if ascent.alive else 'is dead'}"
         listener(Event("visualize", done, len(jobs), text))
 
 
@@ -269,6 +269,7 @@ def _save_image(folder, job: Job, ascent: Ascent, recipe: Recipe, seed: int, mod
         trace=ascent.trace,
         shots=pictures.eight_bit(ascent.shots[:, 0]),
         steps=recipe.shot_steps,
+        alive=ascent.alive,
     )
     store.write_bytes(path.with_suffix(".npz"), beside.getvalue())
     notes = pictures.provenance(job, ascent, recipe, seed, model)
@@ -300,7 +301,7 @@ def _measure_unit(folder, config, model, known, plan, unit: Unit) -> UnitResult:
     shown = pictures.read([folder / name for name in names])
     fv = _collect(model, shown, plan.layers, config, lanes=1)
     stream = hashlib.sha256(str(unit).encode()).digest()[:4]
-    return measure(
+    result = measure(
         unit,
         model.label(unit),
         known,
@@ -312,6 +313,12 @@ def _measure_unit(folder, config, model, known, plan, unit: Unit) -> UnitResult:
         replicates=config.evidence.replicates,
         rng=np.random.default_rng([config.seed, int.from_bytes(stream, "little")]),
     )
+    return without_dead(result, sum(not _alive(folder / name) for name in names))
+
+
+def _alive(picture: pathlib.Path) -> bool:
+    with np.load(picture.with_suffix(".npz"), allow_pickle=False) as beside:
+        return bool(beside["alive"])
 
 
 def _collect(model, pixels, layers, config, lanes: int = 8) -> Features:
@@ -341,10 +348,11 @@ def _derive(folder: pathlib.Path, config: Config, listener: Listener) -> None:
     """Writes what follows from all units, and marks the run complete."""
     listener(Event("derive", 0, 1))
     results = store.read_results(folder)
+    shown = [r for r in results if not r.dead] or results  # what a picture of noise says is nothing
     rng = np.random.default_rng([config.seed, 0])
-    layers = summary.by_layer(results, config.evidence.level, config.evidence.replicates, rng)
+    layers = summary.by_layer(shown, config.evidence.level, config.evidence.replicates, rng)
     headline = summary.headline(
-        results, level=config.evidence.level, replicates=config.evidence.replicates, rng=rng
+        shown, level=config.evidence.level, replicates=config.evidence.replicates, rng=rng
     )
     store.write_json(folder / "summary.json", {"headline": headline, "layers": layers})
     tables = summary.tables(results, layers)

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from fvaudit import checks
+from fvaudit.evidence.units import without_dead
 from fvaudit.records import Estimate, Status
 from tests.test_store import result
 
@@ -80,3 +81,15 @@ def test_p_of_nan_is_inconclusive():
 )
 def test_drives_unit(quantile, status):
     assert judged(checks.drives_unit(0.75), result(quantile=quantile)) == [status]
+
+
+def test_dead_visualizations_make_every_claim_inconclusive_and_say_why():
+    whole = result(score=estimate(0.9, 0.8, 1.0), p_value=0.001)
+    dead = without_dead(whole, 1)
+    assert without_dead(whole, 0) is whole
+    assert not (dead.score.known or dead.quantile.known or dead.margin.known)
+    assert math.isnan(dead.p_value) and dead.path == whole.path
+    for check in (checks.same_path(), checks.not_distinguishable(), checks.drives_unit()):
+        (verdict,) = check.judge([dead])
+        assert verdict.status is Status.INCONCLUSIVE
+        assert "visualizations are dead: no gradient ever reached them" in verdict.reason

@@ -11,6 +11,7 @@ from PIL import Image
 from fvaudit import run as running
 from fvaudit.config import validate
 from fvaudit.records import AuditError, Status
+from fvaudit.report import render
 from tests.tiny import pictures, tiny_model
 
 
@@ -281,3 +282,16 @@ def test_evidence_follows_the_seed_alone(config, tmp_path):
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     other = running.audit(changed(config, seed=3), tmp_path / "c")
     assert repr(one.units) == repr(two.units) != repr(other.units)
+
+
+def test_an_audit_of_dead_units_concludes_nothing_and_says_so(config, tmp_path, monkeypatch):
+    """The network's first layer is shut: no gradient reaches the pictures."""
+    shut = MODEL.edited("conv1", lambda params, x: 0 * x)
+    monkeypatch.setattr(running, "load_model", lambda name, weights=None: shut)
+    run = running.audit(config, tmp_path / "dead")
+    assert all(unit.dead == len(unit.images) for unit in run.units)
+    assert {v.status for v in run.verdicts} == {Status.INCONCLUSIVE}
+    assert all("are dead" in v.reason for v in run.verdicts)
+    assert running.exit_code(run, config.gates) == 0
+    text = render(run.folder).read_text()
+    assert "are dead" in text

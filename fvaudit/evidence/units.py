@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from fvaudit.evidence import exemplars, path, similarity, support
 from fvaudit.evidence.activations import Features
-from fvaudit.records import ImageSet, Unit, UnitResult
+from fvaudit.records import Estimate, ImageSet, Unit, UnitResult
 
 
 SHOWN = 6  # exemplars that a report shows
@@ -103,6 +103,28 @@ def measure(
         natural_max=found.natural_max,
         quantile=found.quantile,
         margin=found.margin,
+    )
+
+
+def without_dead(result: UnitResult, dead: int) -> UnitResult:
+    """The record of a unit of which `dead` visualizations were never reached by a gradient.
+
+    They show noise, so that whatever was measured of them says nothing of the unit: no estimate is
+    left, and every claim becomes INCONCLUSIVE.
+    """
+    if dead == 0:
+        return result
+
+    def unknown(e: Estimate) -> Estimate:
+        return dataclasses.replace(e, value=np.nan, low=np.nan, high=np.nan)
+
+    return dataclasses.replace(
+        result,
+        dead=dead,
+        p_value=np.nan,
+        score=unknown(result.score),
+        quantile=unknown(result.quantile),
+        margin=unknown(result.margin),
     )
 
 
