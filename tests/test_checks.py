@@ -92,4 +92,4 @@ def test_dead_visualizations_make_every_claim_inconclusive_and_say_why():
     for check in (checks.same_path(), checks.not_distinguishable(), checks.drives_unit()):
         (verdict,) = check.judge([dead])
         assert verdict.status is Status.INCONCLUSIVE
-        assert "visualizations are dead: no gradient ever reached them" in verdict.reason
+        assert "visualizations are dead: no gradient reached them" in verdict.reason
