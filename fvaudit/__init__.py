@@ -18,12 +18,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from fvaudit.api import collect_natural as collect_natural
     from fvaudit.api import path_similarity as path_similarity
     from fvaudit.config import load_config as load_config
     from fvaudit.data import load_images as load_images
     from fvaudit.models.model import Model as Model
     from fvaudit.models.zoo import load_model as load_model
+    from fvaudit.optvis import optimizers as optimizers
+    from fvaudit.optvis import regularizers as regularizers
+    from fvaudit.optvis import transforms as transforms
     from fvaudit.optvis.alpha import with_alpha as with_alpha
+    from fvaudit.optvis.ball import on_ball as on_ball
     from fvaudit.optvis.couplings import Alignment as Alignment
     from fvaudit.optvis.couplings import Diversity as Diversity
     from fvaudit.optvis.couplings import Interpolation as Interpolation
@@ -45,6 +50,8 @@ if TYPE_CHECKING:
     from fvaudit.optvis.penalties import L2 as L2
     from fvaudit.optvis.penalties import Proximity as Proximity
     from fvaudit.optvis.penalties import TotalVariation as TotalVariation
+    from fvaudit.optvis.recipes import recipe as recipe
+    from fvaudit.optvis.render import plateau as plateau
     from fvaudit.optvis.visualize import visualize as visualize
     from fvaudit.records import AuditError as AuditError
     from fvaudit.records import Estimate as Estimate
@@ -83,6 +90,7 @@ _HOME = {
     "Verdict": "records",
     "Visualization": "records",
     "audit": "run",
+    "collect_natural": "api",
     "cppn": "optvis.cppn",
     "fit_statistics": "optvis.natural",
     "fourier": "optvis.params",
@@ -90,16 +98,25 @@ _HOME = {
     "load_images": "data",
     "load_model": "models.zoo",
     "maco": "optvis.maco",
+    "on_ball": "optvis.ball",
     "path_similarity": "api",
     "pixels": "optvis.params",
+    "plateau": "optvis.render",
+    "recipe": "optvis.recipes",
     "visualize": "optvis.visualize",
     "with_alpha": "optvis.alpha",
 }
 
-__all__ = [*_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
+_MODULES = ("optimizers", "regularizers", "transforms")  # whose names are too many to be here
+
+__all__ = [*_HOME, *_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        value = importlib.import_module(f"fvaudit.optvis.{name}")
+        globals()[name] = value
+        return value
     if name not in _HOME:
         raise AttributeError(f"module 'fvaudit' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"fvaudit.{_HOME[name]}"), name)
@@ -108,4 +125,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted([*globals(), *__all__])
