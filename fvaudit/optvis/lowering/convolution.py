@@ -5,12 +5,11 @@ order of additions differs. Rules exist for the CPU, where XLA's grouped and dil
 are one to two orders of magnitude off the arithmetic's own cost. On every other backend the stock
 lowering stays.
 
-    depthwise k x k       k*k shifted multiply-adds, which XLA fuses into one loop over channels;
-                          strided gradient by phases: input row r = s*o + i gets only the taps
-                          i = r (mod s), so each of the s*s phases is a stride-1 sum
-    1 x 1, stride 1       one matrix product of (pixels, in) by (in, out)
-    strided, dense        forward by `lax`; input gradient as one stride-1 convolution to
-                          s*s*c channels and an interleaving of the phases
+    depthwise k x k         shifted multiply-adds (`depthwise`)
+    1 x 1                   one matrix product of (pixels, in) by (in, out), strided or not
+    strided, dense          forward by `lax`, input gradient folded (`strided`)
+    3 x 3, 5 x 5, stride 1  Winograd (`winograd`)
+    anything else           `lax`
 
 The kernel gradient of every rule is `lax`'s own; where nobody asks for it, XLA removes it.
 """
@@ -74,14 +73,30 @@ def conv_general_dilated(
     return stock(lhs, rhs, window_strides, padding)
 
 
+# Winograd's tile by kernel size, first row whose size the picture's shorter side reaches. From
+# experiments/bench/lowering.py on one core (AVX-512, 1 MB second-level cache), milliseconds:
+#
+#     kernel, picture, channels    lax   m = 2   m = 3   m = 4
+#     3 x 3   56 px   64 -> 192    7.3    4.9     3.8     3.1
+#     3 x 3   28 px  128 -> 192    3.5    1.8     1.7     1.1
+#     3 x 3   14 px  144 -> 288    2.0    0.9     0.7     0.8
+#     3 x 3    7 px  192 -> 384    0.8    0.4     1.1     0.4
+#     3 x 3    7 px  512 -> 512    3.8    2.6     4.4     6.3
+#     5 x 5   28 px   32 -> 96     1.2    0.6     0.4      -
+#     5 x 5   14 px   32 -> 64     0.2    0.1     0.1      -
+#
+# Small pictures have few tiles to a kernel that grows by (m + 2)^2 / 9 and must be read in full.
+_TILES = {3: ((28, 4), (14, 3), (4, 2)), 5: ((28, 3), (4, 2))}
+_LEAST_CHANNELS = 16  # below, the transforms cost more than the products they save
+
+
 def _tile(images, kernel):
     """Winograd's tile, or 0 where `lax` is as fast."""
-    r, columns, c, o = kernel
-    if r != columns or r not in (3, 5) or min(c, o) < 16 or min(images[1:3]) < 4:
+    rows, columns, c, o = kernel
+    if rows != columns or min(c, o) < _LEAST_CHANNELS:
         return 0
-    if r == 5:
-        return 3 if min(images[1:3]) >= 28 else 2
-    return 4 if min(images[1:3]) >= 28 else 2
+    side = min(images[1:3])
+    return next((m for least, m in _TILES.get(rows, ()) if side >= least), 0)
 
 
 @jax.custom_vjp

@@ -32,6 +32,8 @@ from fvaudit.optvis.lowering.phases import Pads
 
 
 _POINTS = (0, 1, -1, 2, -2, 0.5, -0.5)
+_CACHE = 16 << 20  # bytes of transformed tiles and products, above which `lax` overtakes
+_ONE_FLOAT = 4  # bytes
 
 
 def winograd(
@@ -75,12 +77,29 @@ _winograd.defvjp(_winograd_forward, _winograd_backward)
 
 
 def _convolve(x, kernel, pads, m):
+    """In pieces that stay in cache: image by image, in strips of rows where one is too large."""
     r, _, c, o = kernel.shape
-    a = m + r - 1
-    into, weigh, out = matrices(m, r)
+    weigh = matrices(m, r)[1]
+    held = jnp.dot(jnp.asarray(np.kron(weigh, weigh), kernel.dtype), kernel.reshape(r * r, c * o))
+    held = held.reshape(-1, c, o)
+    n, h, w, _ = x.shape
+    each = _ONE_FLOAT * (m + r - 1) ** 2 * -(-h // m) * -(-w // m) * (c + o)
+    if n * each <= _CACHE:
+        return _apply(x, held, pads, m, r)
+    if n > 1:
+        return lax.map(lambda image: _apply(image[None], held, pads, m, r)[0], x)
+    padded = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (*pads[0], 0), (0, 0, 0), (0, 0, 0)])
+    rows = padded.shape[1] - r + 1
+    step = max(1, _CACHE * h // (each * m)) * m
+    strips = [padded[:, at : min(at + step, rows) + r - 1] for at in range(0, rows, step)]
+    return jnp.concatenate([_apply(s, held, ((0, 0), pads[1]), m, r) for s in strips], axis=1)
+
+
+def _apply(x, held, pads, m, r):
+    a, o = m + r - 1, held.shape[2]
+    into, _, out = matrices(m, r)
     size = [s + low + high - r + 1 for s, (low, high) in zip(x.shape[1:3], pads, strict=True)]
     tiles = [-(-s // m) for s in size]
-    held = jnp.einsum("ai,bj,ijco->abco", weigh, weigh, kernel).reshape(a * a, c, o)
     seen = _tiles(x, into, pads, tiles, m)
     products = lax.dot_general(seen, held, (((2,), (1,)), ((0,), (0,))))
     y = _untiled(products.reshape(a, a, x.shape[0], *tiles, o), out)
