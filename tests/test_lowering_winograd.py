@@ -54,8 +54,8 @@ def test_every_tile_equals_lax(r, m, cache, monkeypatch):
     with jax.enable_x64(True):
         for n in (1, 2):
             x, kernel = _draw((n, 11, 9, 5), (r, r, 5, 6), float)
-            value, slope = _both(lambda *at: winograd(*at, PADS, m, m), x, kernel)
-            want, slope_want = _both(lambda *at: _stock(*at, PADS), x, kernel)
+            value, slope = _both(lambda x, k: winograd(x, k, PADS, m, m), x, kernel)
+            want, slope_want = _both(lambda x, k: _stock(x, k, PADS), x, kernel)
             np.testing.assert_allclose(value, want, atol=1e-12)
             np.testing.assert_allclose(slope, slope_want, rtol=1e-12, atol=1e-10)
 

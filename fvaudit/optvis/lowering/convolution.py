@@ -76,16 +76,19 @@ def conv_general_dilated(
 # Winograd's tile by kernel size, first row whose size the picture's shorter side reaches. From
 # experiments/bench/lowering.py on one core (AVX-512, 1 MB second-level cache), milliseconds:
 #
-#     kernel, picture, channels    lax   m = 2   m = 3   m = 4
-#     3 x 3   56 px   64 -> 192    7.3    4.9     3.8     3.1
-#     3 x 3   28 px  128 -> 192    3.5    1.8     1.7     1.1
-#     3 x 3   14 px  144 -> 288    2.0    0.9     0.7     0.8
-#     3 x 3    7 px  192 -> 384    0.8    0.4     1.1     0.4
-#     3 x 3    7 px  512 -> 512    3.8    2.6     4.4     6.3
-#     5 x 5   28 px   32 -> 96     1.2    0.6     0.4      -
-#     5 x 5   14 px   32 -> 64     0.2    0.1     0.1      -
+#     kernel, picture, channels    lax    m = 2   m = 3   m = 4
+#     3 x 3   56 px   64 -> 192    6.9     4.2     3.8     2.5
+#     3 x 3   56 px   64 -> 64     2.2     1.3     1.1     0.9
+#     3 x 3   28 px  128 -> 192    3.4     1.7     1.5     1.0
+#     3 x 3   14 px  144 -> 288    1.5     0.67    0.55    0.61
+#     3 x 3   14 px  256 -> 256    2.4     1.1     0.90    0.88
+#     3 x 3    7 px  192 -> 384    0.79    0.39    0.41    0.30
+#     3 x 3    7 px  512 -> 512    3.4     3.2     4.4     5.0
+#     5 x 5   28 px   32 -> 96     1.2     0.59    0.46
+#     5 x 5   14 px   32 -> 64     0.22    0.13    0.10
 #
-# Small pictures have few tiles to a kernel that grows by (m + 2)^2 / 9 and must be read in full.
+# Small pictures have few tiles to a kernel that grows by (m + r - 1)^2 / r^2 and is read in full.
+# In float32 the largest error, relative to the largest value, is 1e-6, 3e-6 and 1e-5.
 _TILES = {3: ((28, 4), (14, 3), (4, 2)), 5: ((28, 3), (4, 2))}
 _LEAST_CHANNELS = 16  # below, the transforms cost more than the products they save
 

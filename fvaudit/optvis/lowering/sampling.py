@@ -51,8 +51,9 @@ def _sample_forward(image, matrix, shift, radius):
 def _sample_backward(radius, saved, g):
     """Source pixel p collects g[q] * hat(matrix q + shift - p) over the q near inverse(p)."""
     image, matrix, shift = saved
-    h, w, c = image.shape
-    inverse = jnp.linalg.inv(matrix)
+    h, w, _ = image.shape
+    (a, b), (c, d) = matrix
+    inverse = jnp.array([[d, -b], [-c, a]]) / (a * d - b * c)
     row, column = _positions(h, w)
     y, x = _map(inverse, row - shift[0], column - shift[1])
     top, left = jnp.floor(y + (h - 1) / 2), jnp.floor(x + (w - 1) / 2)
