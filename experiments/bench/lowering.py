@@ -76,12 +76,12 @@ def cases() -> Iterator[tuple[str, Callable, Callable, Any, Any]]:
     """(name, lax's function, ours, images, kernel); functions of (kernel, images)."""
     for size, c, o, k, stride, groups in CONVOLUTIONS:
         name = f"conv {k}x{k}/{stride} {size} px {c} -> {o}" + " depthwise" * (groups > 1)
-        calls = [convolution(f, k, stride, groups) for f in CONV_FUNCTIONS]
-        yield name, *calls, draw(1, size, size, c), draw(k, k, c // groups, o)
+        stock, ours = (convolution(f, k, stride, groups) for f in CONV_FUNCTIONS)
+        yield name, stock, ours, draw(1, size, size, c), draw(k, k, c // groups, o)
     for size, c, stride in POOLS:
         pads = ((0, 1), (0, 1)) if stride == 2 else ((1, 1), (1, 1))
-        calls = [pool(f, stride, pads) for f in (stock_pool, lowering.max_pool)]
-        yield f"max pool 3x3/{stride} {size} px {c}", *calls, draw(1, size, size, c), ()
+        stock, ours = (pool(f, stride, pads) for f in (stock_pool, lowering.max_pool))
+        yield f"max pool 3x3/{stride} {size} px {c}", stock, ours, draw(1, size, size, c), ()
     for size, c in NORMS:
         x = 10 * draw(1, size, size, c)
         ours = lambda _, x: lowering.local_response_norm(x)  # noqa: E731
