@@ -21,6 +21,7 @@ from fvaudit.models.model import Model
 from fvaudit.optvis.render import Ascent, Job, Recipe
 
 
+Shown = tuple[Float[np.ndarray, "h w 3"], str]  # a picture and the line of text below it
 GAP, LINE = 8, 16  # of a contact sheet, in pixels: between pictures, and for the text below one
 
 
@@ -71,9 +72,7 @@ def provenance(
     }
 
 
-def contact_sheet(
-    rows: Sequence[Sequence[tuple[Float[np.ndarray, "h w 3"], str]]],
-) -> UInt8[np.ndarray, "rows columns 3"]:
+def contact_sheet(rows: Sequence[Sequence[Shown]]) -> UInt8[np.ndarray, "rows columns 3"]:
     """Pictures in rows, each with one line of text below; all of one size, on white."""
     h, w, _ = rows[0][0][0].shape
     wide = max(len(row) for row in rows) * (w + GAP) + GAP

@@ -20,11 +20,11 @@ def blocks(language):
 
 @pytest.mark.slow
 def test_python_snippets_run(capsys):
-    assert len(blocks("python")) == 1
+    assert len(blocks("python")) == 2
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), {})
     printed = capsys.readouterr().out
-    assert "blocks.7 " in printed and "[" in printed
+    assert "blocks.7 " in printed and "[" in printed and "(2, 224, 224, 3)" in printed
 
 
 def test_names_used_are_public():

@@ -231,7 +231,8 @@ def test_opacity_needs_a_parameterization_that_has_one():
 
 def test_images_of_a_diverse_set_differ_more():
     model = tiny_model()
-    unit, settings = Channel("conv2", 1), dict(together=3, steps=48, seed=2)
+    unit = Channel("conv2", 1)
+    settings: Any = dict(together=3, steps=48, seed=2)
     alike, diverse = engine.visualize(
         model, [1 * unit, 1 * unit - 10 * Diversity("conv2")], **settings
     )

@@ -138,7 +138,8 @@ def _with_fresh_names(jaxpr: core.Jaxpr) -> core.Jaxpr:
         e.replace(invars=[fresh(v) for v in e.invars], outvars=[fresh(v) for v in e.outvars])
         for e in jaxpr.eqns
     ]
-    return jaxpr.replace(invars=inputs, eqns=equations, outvars=[fresh(v) for v in jaxpr.outvars])
+    outputs: Any = [fresh(v) for v in jaxpr.outvars]  # literals may be among them
+    return jaxpr.replace(invars=inputs, eqns=equations, outvars=outputs)
 
 
 def _without_dead_code(jaxpr: core.Jaxpr) -> core.Jaxpr:

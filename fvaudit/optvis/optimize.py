@@ -107,7 +107,7 @@ def advance(
 
     def step(params, latents, t, plain):
         def loss(latents):  # descended, as `redirect` expects
-            images = jax.vmap(lambda z: loop.parameterization.decode(z, loop.shape))(latents)
+            images = _decoded(loop, latents)
             shown = _shown(loop, images, jax.random.fold_in(step_key, t), plain)
             with _redirected(loop, t, plain):
                 scores = loop.score(params, shown, images)
@@ -128,8 +128,11 @@ def advance(
     size = len(jax.tree.leaves(state.latents)[0])
     carry = (state, jnp.zeros(STRETCH + 1), jnp.zeros(size))
     state, trace, scores = jax.lax.fori_loop(first, last + scored.astype(first.dtype), body, carry)
-    images = jax.vmap(lambda z: loop.parameterization.decode(z, loop.shape))(state.latents)
-    return Stretch(state, trace[:STRETCH], images, scores)
+    return Stretch(state, trace[:STRETCH], _decoded(loop, state.latents), scores)
+
+
+def _decoded(loop: Loop, latents: Any) -> Any:
+    return jax.vmap(lambda z: loop.parameterization.decode(z, loop.shape))(latents)
 
 
 def _shown(loop: Loop, images: Float[Array, "s h w d"], key: Key[Array, ""], plain):

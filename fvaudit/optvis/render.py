@@ -25,7 +25,7 @@ from fvaudit.models import devices
 from fvaudit.models.model import Forward, Model, record
 from fvaudit.optvis import optimize
 from fvaudit.optvis.objectives import Objective, stack
-from fvaudit.optvis.optimize import STRETCH, Loop, Stretch
+from fvaudit.optvis.optimize import STRETCH, Loop
 from fvaudit.optvis.optimizers import Optimizer, adam
 from fvaudit.optvis.params import Parameterization
 from fvaudit.optvis.regularizers import Regularizer
@@ -201,8 +201,8 @@ class _Run:
                 break
         return [ends[i] for i in range(len(batch))]
 
-    def _to(self, first: int, last: int, working: list[bool], scored: bool) -> Stretch:
-        """Steps `first` to `last` of the jobs that are at work; the others' devices rest."""
+    def _to(self, first: int, last: int, working: list[bool], scored: bool) -> Any:
+        """The `Stretch` from step `first` to `last` on the host; who is done stands still."""
         shared = (self.params, np.int32(first), np.int32(self.recipe.steps))
         lasts = np.where(working, np.int32(last), np.int32(first))
         rows = (lasts, np.logical_and(working, scored), self.objectives, self.keys, self.state)
@@ -211,7 +211,7 @@ class _Run:
         return jax.device_get(out._replace(state=out.state._replace(latents=None, optimizer=None)))
 
 
-def _ascent(seen: Stretch, i: int, trace, shots) -> Ascent:
+def _ascent(seen: Any, i: int, trace, shots) -> Ascent:
     kept = np.stack(shots) if shots else np.zeros((0, *seen.images[i].shape), np.float32)
     return Ascent(seen.images[i], seen.scores[i], trace, kept, bool(seen.state.alive[i]))
 
