@@ -23,8 +23,15 @@ class _Section(pydantic.BaseModel):
 
 Share = Annotated[float, pydantic.Field(gt=0, lt=1)]
 RecipeName = Literal[
-    *("fourier", "lucid", "pixels", "maco", "cppn"),
-    *("yosinski1", "yosinski2", "yosinski3", "yosinski4"),
+    "fourier",
+    "lucid",
+    "pixels",
+    "maco",
+    "cppn",
+    "yosinski1",
+    "yosinski2",
+    "yosinski3",
+    "yosinski4",
 ]
 Count = Annotated[int, pydantic.Field(ge=1)]
 

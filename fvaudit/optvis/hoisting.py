@@ -109,7 +109,7 @@ def _inlined(jaxpr: core.Jaxpr) -> core.Jaxpr:
             names.update(zip(equation.outvars, map(renamed, fresh.outvars), strict=True))
 
     add(jaxpr)
-    outputs = [renamed(v) for v in jaxpr.outvars]
+    outputs: Any = [renamed(v) for v in jaxpr.outvars]
     return jaxpr.replace(eqns=equations, outvars=outputs)
 
 
@@ -138,7 +138,7 @@ def _with_fresh_names(jaxpr: core.Jaxpr) -> core.Jaxpr:
         e.replace(invars=[fresh(v) for v in e.invars], outvars=[fresh(v) for v in e.outvars])
         for e in jaxpr.eqns
     ]
-    outputs: Any = [fresh(v) for v in jaxpr.outvars]  # literals may be among them
+    outputs: Any = [fresh(v) for v in jaxpr.outvars]
     return jaxpr.replace(invars=inputs, eqns=equations, outvars=outputs)
 
 
