@@ -94,7 +94,7 @@ def _inlined(jaxpr: core.Jaxpr) -> core.Jaxpr:
     equations: list[core.JaxprEqn] = []
     names: dict[Any, Any] = {}
 
-    def renamed(v):
+    def renamed(v) -> Any:
         return v if isinstance(v, core.Literal) else names.get(v, v)
 
     def add(inner):
@@ -126,7 +126,7 @@ def _with_fresh_names(jaxpr: core.Jaxpr) -> core.Jaxpr:
     """A copy whose variables are its own: one function may be called many times."""
     names: dict[Any, Any] = {}
 
-    def fresh(v):
+    def fresh(v) -> Any:
         if isinstance(v, core.Literal):
             return v
         if v not in names:
