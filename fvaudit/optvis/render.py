@@ -162,6 +162,7 @@ def render(
             full = batch + batch[-1:] * (width - len(batch))
             run = _Run(model, full, recipe, seed, params, first)
             yield from zip(batch, run.finish(batch, marks, stop, watch), strict=True)
+        devices.give_back_memory()
 
 
 class _Run:
@@ -234,7 +235,7 @@ def _program_part(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, steps=1, shot_steps=())
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=8)  # each holds some 100 MB of code
 def programs(
     forward: Forward, shape: tuple[int, int, int], layers: tuple[str, ...], recipe: Recipe
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
