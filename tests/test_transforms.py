@@ -20,6 +20,11 @@ def _draws(part):
     return jax.jit(jax.vmap(part.draw))(KEYS)
 
 
+def _require_law(values, law):
+    """Kolmogorov-Smirnov; fails by chance once in a thousand, which fixed keys decide once."""
+    assert stats.kstest(values, law.cdf, method="asymp").pvalue > 1e-3
+
+
 def _once(transform, image, key=KEYS[0]):
     return jax.jit(transform.apply)(key, image)
 
@@ -153,7 +158,7 @@ def test_crops_have_sides_uniform_in_the_stated_range():
     side = _crops(0.20, 0.25, (40, 30)).side
     np.testing.assert_allclose(side[:, 0], side[:, 1], atol=1e-5)
     assert 0.20 - 1e-5 < side.min() < 0.2001 and 0.2499 < side.max() < 0.25 + 1e-5
-    assert stats.kstest(side[:, 0], stats.uniform(0.20, 0.05).cdf).pvalue > 1e-3
+    _require_law(side[:, 0], stats.uniform(0.20, 0.05))
 
 
 def test_crops_have_normal_centres_and_stay_inside():
@@ -166,7 +171,7 @@ def test_crops_have_normal_centres_and_stay_inside():
         np.testing.assert_allclose(free.mean(0), 1 - 2 * law.cdf(edge), atol=0.03)
         bounded = stats.truncnorm((edge - 0.5) / 0.15, (0.5 - edge) / 0.15, 0.5, 0.15)
         for axis in (0, 1):
-            assert stats.kstest(centre[free[:, axis], axis], bounded.cdf).pvalue > 1e-3
+            _require_law(centre[free[:, axis], axis], bounded)
     assert abs(np.corrcoef(_crops(0.2, 0.2, (40, 30)).centre.T)[0, 1]) < 0.1
 
 
@@ -217,7 +222,7 @@ def test_pad_draws_its_grey_or_its_noise():
         )
         frame = np.asarray(out[:, :2]).reshape(500, -1)
         assert (np.ptp(frame, axis=1) == 0).all() == (value == "uniform")
-        assert stats.kstest(frame[:, 0], stats.uniform.cdf).pvalue > 1e-3
+        _require_law(frame[:, 0], stats.uniform())
 
 
 @pytest.mark.parametrize("size", [(21, 19), (20, 12), (24, 30), (15, 26), (1, 1)])
@@ -237,9 +242,9 @@ def test_crop_or_pad_is_tensorflows_rule(size):
 def test_noise_has_its_two_parts_and_is_not_clipped():
     black = jnp.zeros((40, 40, 3))
     normal = np.asarray(_once(transforms.noise(0.08), black)).ravel()
-    assert stats.kstest(normal, stats.norm(0, 0.08).cdf).pvalue > 1e-3
+    _require_law(normal, stats.norm(0, 0.08))
     uniform = np.asarray(_once(transforms.noise(uniform=0.04), black, KEYS[1])).ravel()
-    assert stats.kstest(uniform, stats.uniform(-0.04, 0.08).cdf).pvalue > 1e-3
+    _require_law(uniform, stats.uniform(-0.04, 0.08))
     both = np.asarray(_once(transforms.noise(0.08, 0.04), black, KEYS[2])).ravel()
     np.testing.assert_allclose(both.var(), 0.08**2 + 0.04**2 / 3, rtol=0.1)
     assert both.min() < 0
@@ -279,7 +284,7 @@ def test_colour_jitter_draws_its_whole_range_and_stays_valid():
     grey = jnp.full((2, 2, 1), 0.4)
     out = np.asarray(_many(transforms.colour_jitter(brightness=0.5), grey))
     factors = out[:, 0, 0, 0] / 0.4
-    assert stats.kstest(factors, stats.uniform(0.5, 1).cdf).pvalue > 1e-3
+    _require_law(factors, stats.uniform(0.5, 1))
     strong = _many(transforms.colour_jitter(3, 3, 3), IMAGE, 50)
     assert 0 <= strong.min() and strong.max() <= 1
 
@@ -292,7 +297,7 @@ def test_collapse_alpha_over_each_background():
     clear = jnp.concatenate([IMAGE, jnp.zeros_like(alpha)], -1)
     colour = np.asarray(_many(transforms.collapse_alpha("colour"), clear, 500))
     assert colour.std((1, 2)).max() < 1e-5
-    assert stats.kstest(colour[:, 0, 0].ravel(), stats.uniform.cdf).pvalue > 1e-3
+    _require_law(colour[:, 0, 0].ravel(), stats.uniform())
     opaque = jnp.concatenate([IMAGE, jnp.ones_like(alpha)], -1)
     for background in (0.5, "colour", "noise"):
         same = _once(transforms.collapse_alpha(background), opaque)
@@ -320,7 +325,6 @@ LINEAR = {
     "blur": transforms.blur(1.5),
     "pad": transforms.pad(3, 0.25),
     "fit": transforms.crop_or_pad(25, 11),
-    "flip": transforms.compose(transforms.flip()),
     "row": transforms.compose(
         transforms.pad(2), transforms.jitter(4), transforms.blur(1), transforms.crop_or_pad(21, 19)
     ),
@@ -351,9 +355,7 @@ def test_gradients_are_adjoint(name):
     [
         transforms.compose(transforms.jitter(8)),
         transforms.maco_crops(),
-        transforms.colour_jitter(0.2, 0.2, 0.2),
         transforms.pad(2, "uniform"),
-        transforms.compose(transforms.flip(), transforms.noise(0.1)),
     ],
     ids=lambda t: t.text,
 )
