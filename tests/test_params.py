@@ -47,10 +47,14 @@ TABLE: list[tuple[Parameterization, list[tuple[int, int, int]]]] = [
     (fv.with_alpha(fv.maco()), [EVEN]),
     (fv.with_alpha(fv.cppn(channels=4, layers=1), opacity=0.9), [EVEN]),
 ]
-ROWS = [pytest.param(p, s, id=f"{p.text} {s}") for p, shapes in TABLE for s in shapes]
-PLAIN = [row for row in ROWS if "digest" not in row.values[0].text and row.values[1] == EVEN]
+PAIRS = [(p, shape) for p, shapes in TABLE for shape in shapes]
 # those whose encode inverts decode for every image, not only for images that decode makes
-COMPLETE = [row for row in ROWS if row.values[0].encode and "maco" not in row.values[0].text]
+COMPLETE = [(p, shape) for p, shape in PAIRS if p.encode and "maco" not in p.text]
+PLAIN = [(p, shape) for p, shape in PAIRS if "digest" not in p.text and shape == EVEN]
+
+
+def _named(value) -> str:
+    return str(getattr(value, "text", value))
 
 
 @functools.cache
@@ -84,10 +88,11 @@ def _tried(p: Parameterization, shape: tuple[int, int, int]) -> Trial:
         returned = p.decode(p.encode(jnp.asarray(given)), shape) if p.encode else given
         return latent, other, p.decode(latent, shape), gradient, returned
 
-    return Trial(*jax.device_get(everything()), given)
+    latent, other, image, gradient, returned = jax.device_get(everything())
+    return Trial(latent, other, image, gradient, returned, given)
 
 
-@pytest.mark.parametrize("p, shape", ROWS)
+@pytest.mark.parametrize("p, shape", PAIRS, ids=_named)
 def test_start_is_an_image_in_range_near_grey(p, shape):
     image = _tried(p, shape).image
     h, w, c = shape
@@ -96,7 +101,7 @@ def test_start_is_an_image_in_range_near_grey(p, shape):
     assert abs(float(image[:, :, :c].mean()) - 0.5) < 0.05
 
 
-@pytest.mark.parametrize("p, shape", ROWS)
+@pytest.mark.parametrize("p, shape", PAIRS, ids=_named)
 def test_start_differs_between_keys_in_every_part_that_has_noise(p, shape):
     trial = _tried(p, shape)
     pairs = list(zip(*map(jax.tree.leaves, (trial.latent, trial.other)), strict=True))
@@ -105,14 +110,14 @@ def test_start_differs_between_keys_in_every_part_that_has_noise(p, shape):
     assert any(a.any() for a, _ in pairs)
 
 
-@pytest.mark.parametrize("p, shape", ROWS)
+@pytest.mark.parametrize("p, shape", PAIRS, ids=_named)
 def test_gradient_is_finite_and_not_nothing(p, shape):
     leaves = jax.tree.leaves(_tried(p, shape).gradient)
     assert all(np.isfinite(g).all() for g in leaves)
     assert sum(np.abs(g).sum() for g in leaves) > 0
 
 
-@pytest.mark.parametrize("p, shape", PLAIN)
+@pytest.mark.parametrize("p, shape", PLAIN, ids=_named)
 def test_uncompiled_and_again_and_several_at_once_are_the_same(p, shape):
     trial = _tried(p, shape)
     start = jax.jit(lambda key: p.init(key, shape))
@@ -124,7 +129,7 @@ def test_uncompiled_and_again_and_several_at_once_are_the_same(p, shape):
     np.testing.assert_allclose(images[1], trial.image, atol=2e-6)
 
 
-@pytest.mark.parametrize("p, shape", COMPLETE)
+@pytest.mark.parametrize("p, shape", COMPLETE, ids=_named)
 def test_round_trip_image_latent_image(p, shape):
     trial = _tried(p, shape)
     np.testing.assert_allclose(trial.returned, trial.given, atol=1e-5)
