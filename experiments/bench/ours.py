@@ -22,12 +22,16 @@ from fvaudit.optvis.transforms import standard
 
 def build(side: Side, workload: Workload, cores: int) -> Runner:
     devices.start()
-    ascend = ascent(networks.load(workload.network), workload.layer, list(range(side.batch)))
+    width = min(side.batch, jax.local_device_count())
+    units = list(range(width))
+    ascend = ascent(networks.load(workload.network), workload.layer, units)
 
     def run(steps):
-        for first in range(0, steps, STRETCH):
-            ascend(first, min(STRETCH, steps - first))
-        return steps * side.batch
+        """`steps` of a queue of `batch` units: as a user's, in stretches, a device's worth each."""
+        each = -(-steps * side.batch // width)
+        for first in range(0, each, STRETCH):
+            ascend(first, min(STRETCH, each - first))
+        return each * width
 
     return Runner(lambda: None, run, {"jax": jax.__version__})
 

@@ -89,7 +89,6 @@ WORKLOADS = {
         Workload("efficientnet_lite0", "logits", _LONG),
         Workload("resnet50", "logits", _LONG),
         Workload("efficientnet_lite0", "blocks.10", _SHORT),
-        Workload("resnet50", "layer3", _SHORT),
         Workload("googlenet", "mixed5b", ()),  # on demand: name it and its sides
     )
 }

@@ -26,7 +26,7 @@ from fvaudit.optvis.transforms import Transform, collapse_alpha, compose, none
 from fvaudit.optvis.transforms.records import GROUND
 
 
-STRETCH = 64  # the most steps that one call may take: the length of its trace
+STRETCH = 128  # the most steps that one call may take: the length of its trace
 
 # (parameters, images as shown (s, h, w, c), opacity (s, h, w, 1) or None) -> a score each, (s,)
 Score = Callable[[Any, Float[Array, "s h w c"], Float[Array, "s h w 1"] | None], Float[Array, " s"]]
