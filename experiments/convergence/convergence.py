@@ -1,10 +1,12 @@
 """How many steps does an FV need? Activation reached against steps, for step-size schedules.
 
-Claim: a step size that falls to 0 over the run reaches with a fraction of lucid's 512 constant
-steps what those reach. fvaudit's default schedule and number of steps are read from this curve.
+Claim: Adam at a constant 0.1 is ahead of lucid's 0.05 up to 256 steps, where it has reached 92 % of
+what lucid's 512 reach (GoogLeNet, median of 12 units), and is fvaudit's default. Step sizes that
+fall to 0 along a cosine reach less at every length, and 0.2 less still: activation grows with the
+way that steps cover.
 
 For every unit, schedule and number of steps: the activation of the final image, untransformed,
-divided by the same unit's after lucid's 512 steps of Adam(0.05) (mean over seeds). Schedules that
+divided by the same unit's after lucid's 512 steps of Adam(0.05); one seed. Schedules that
 depend on the total are run for every total; constant ones once, with a look at every total.
 
     python experiments/convergence/convergence.py --googlenet GOOGLENET.safetensors
@@ -34,15 +36,16 @@ UNITS = {
     "googlenet": ("mixed3b", "mixed4d", "mixed5a", "logits"),
     "efficientnet_lite0": ("blocks.4", "blocks.8", "blocks.14", "logits"),
 }
-PER_LAYER = 4
+PER_LAYER = 3
 REFERENCE = ("constant", 0.05, 512)  # lucid's default
 SCHEDULES = (
     ("constant", 0.05),
     ("constant", 0.1),
-    ("cosine", 0.05),
     ("cosine", 0.1),
     ("cosine", 0.2),
+    ("constant", 0.2),
 )
+FALLING = (64, 128, 256)  # totals of schedules that depend on them: each is a run of its own
 COLUMNS = ("model", "unit", "schedule", "rate", "steps", "activation")
 
 
@@ -74,7 +77,7 @@ def measure(model) -> None:
         if schedule == "constant":
             run(model, schedule, rate, TOTALS[-1], TOTALS)
         else:
-            for total in TOTALS[:-1]:
+            for total in FALLING:
                 run(model, schedule, rate, total, (total,))
 
 

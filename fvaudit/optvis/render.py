@@ -35,13 +35,15 @@ from fvaudit.records import AuditError
 
 INPUT = "input"  # the layer that holds the images, without transforms
 OPACITY = "opacity"  # and their opacity, (n, h, w, 1), where the parameterization has one
-STEPS = 256  # reaches what lucid's 512 constant steps reach: results/convergence
+# Adam at a constant 0.1 is ahead of lucid's 0.05 up to here, where it has reached 92 % of what
+# lucid's 512 steps reach; falling step sizes do worse at every length: results/convergence.
+STEPS, RATE = 256, 0.1
 LOOK = 32  # steps between two looks at a run that somebody watches
 
 
 def default_optimizer() -> Optimizer:
-    """Adam whose step size falls from 0.1 to 0 along a cosine: results/convergence says why."""
-    return adam(0.1, "cosine")
+    """Adam at a constant `RATE`."""
+    return adam(RATE)
 
 
 class Job(NamedTuple):
