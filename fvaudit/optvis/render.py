@@ -36,7 +36,7 @@ from fvaudit.records import AuditError
 INPUT = "input"  # the layer that holds the images, without transforms
 OPACITY = "opacity"  # and their opacity, (n, h, w, 1), where the parameterization has one
 # Adam at a constant 0.1 is ahead of lucid's 0.05 up to here, where it has reached 92 % of what
-# lucid's 512 steps reach; falling step sizes do worse at every length: results/convergence.
+# lucid's 512 steps reach; the falling step sizes that were tried reach less: results/convergence.
 STEPS, RATE = 256, 0.1
 LOOK = 32  # steps between two looks at a run that somebody watches
 
