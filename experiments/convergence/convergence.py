@@ -3,7 +3,7 @@
 Claim: Adam at a constant 0.1 is ahead of lucid's 0.05 up to 256 steps, where it has reached 92 %
 of what lucid's 512 reach (0.05: 91 %; GoogLeNet, median of 12 units, one seed), and is fvaudit's
 default. Step sizes that fall to 0 along a cosine, from 0.1 or 0.2, and a constant 0.2 reach less
-from 64 steps on (at 32, 0.2 leads). On EfficientNet-Lite0 only 0.05 has been run so far, on 9 units.
+from 64 steps on (at 32, 0.2 leads). On EfficientNet-Lite0 only 0.05 has been run, on 9 units.
 
 For every unit, schedule and number of steps: the activation of the final image, untransformed,
 divided by the same unit's after lucid's 512 steps of Adam(0.05); one seed. Schedules that
