@@ -1,5 +1,7 @@
 """On a real network the Fourier basis reaches further than pixels in equal steps."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -20,6 +22,7 @@ def test_fourier_beats_pixels_in_activation_at_equal_steps():
         for name in ("lucid", "pixels")
     }
     gain = reached["lucid"] - reached["pixels"]
-    p = stats.wilcoxon(reached["lucid"], reached["pixels"], alternative="greater").pvalue
+    test: Any = stats.wilcoxon(reached["lucid"], reached["pixels"], alternative="greater")
+    p = test.pvalue
     print(f"median gain {np.median(gain):.2f}, better in {(gain > 0).sum()} of 24, p = {p:.2g}")
     assert p < 0.01
