@@ -1,9 +1,12 @@
 """Recipes: what each name stands for, and that each makes pictures."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from fvaudit.config import RecipeName
 from fvaudit.models.model import InputSpec
 from fvaudit.models.zoo import load_model
 from fvaudit.optvis import visualize as engine
@@ -39,6 +42,10 @@ def test_given_fields_replace_the_recipes_and_none_does_not():
     made = recipe("lucid", CAFFE, steps=7, optimizer=sgd(1.0), transform=None)
     assert made.steps == 7 and made.optimizer is sgd(1.0)
     assert made.transform.text == recipe("lucid", CAFFE).transform.text
+
+
+def test_a_config_and_its_schema_know_every_recipe():
+    assert get_args(RecipeName) == NAMES
 
 
 def test_names_share_programs_only_where_they_are_equal():

@@ -16,16 +16,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fvaudit.optvis.directions import unit_length
-from fvaudit.optvis.objectives import Activations, Objective
+from fvaudit.optvis.objectives import Activations, Objective, Pair
 from fvaudit.optvis.pytrees import data, pytree, static
-from fvaudit.records import AuditError, Unit
+from fvaudit.records import AuditError
 
 
 _REACH = 4  # Alignment compares images up to this far apart in the set; lucid
 
 
 @pytree
-class Interpolation(Objective):
+class Interpolation(Pair):
     """Image i of a set of n maximizes (1 - t) left + t right, with t = i / (n - 1).
 
     Raises:
@@ -39,14 +39,6 @@ class Interpolation(Objective):
         left, right = self.left(activations), self.right(activations)
         t = jnp.linspace(0, 1, _size(self, left), dtype=left.dtype)
         return (1 - t) * left + t * right
-
-    @property
-    def units(self) -> tuple[Unit, ...]:
-        return self.left.units + self.right.units
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(self.left.layers + self.right.layers))
 
     def __str__(self) -> str:
         return f"Interpolation({self.left}, {self.right})"

@@ -182,15 +182,11 @@ class Layer(Objective):
         return f"Layer({self.layer})"
 
 
-@pytree
-class Sum(Objective):
-    """left + right."""
+class Pair(Objective):
+    """Base of objectives made of two others: it reads what either of them reads."""
 
-    left: Objective = data()
-    right: Objective = data()
-
-    def __call__(self, activations: Activations) -> Float[Array, " n"]:
-        return self.left(activations) + self.right(activations)
+    left: Objective
+    right: Objective
 
     @property
     def units(self) -> tuple[Unit, ...]:
@@ -199,6 +195,17 @@ class Sum(Objective):
     @property
     def layers(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(self.left.layers + self.right.layers))
+
+
+@pytree
+class Sum(Pair):
+    """left + right."""
+
+    left: Objective = data()
+    right: Objective = data()
+
+    def __call__(self, activations: Activations) -> Float[Array, " n"]:
+        return self.left(activations) + self.right(activations)
 
     def __str__(self) -> str:
         return f"{_term(self.left)} + {_term(self.right)}"

@@ -25,17 +25,7 @@ from fvaudit.optvis.transforms import maco_crops, none, standard
 from fvaudit.records import AuditError
 
 
-NAMES = (
-    "fourier",
-    "lucid",
-    "pixels",
-    "maco",
-    "cppn",
-    "yosinski1",
-    "yosinski2",
-    "yosinski3",
-    "yosinski4",
-)
+YOSINSKI = 4  # published settings, numbered from 1
 
 
 def recipe(name: str, spec: InputSpec, **changes: Any) -> Recipe:
@@ -79,3 +69,5 @@ _RECIPES: dict[str, Callable[[], Recipe]] = {
     "maco": lambda: Recipe(maco(), maco_crops(), 512, nadam(0.1)),
     "cppn": lambda: Recipe(cppn(), standard(), 512, adam(0.005)),
 }
+
+NAMES = (*_RECIPES, *(f"yosinski{number}" for number in range(1, YOSINSKI + 1)))
