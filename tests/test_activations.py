@@ -80,8 +80,8 @@ def test_natural_images_collected_once_serve_every_call(images, visualization):
     assert found.exemplars == anew.exemplars and len(found.path) == 2
     for a, b in zip(found.path, anew.path, strict=True):
         assert (a.layer, a.resolvable) == (b.layer, b.resolvable)
-        values = [[x.fv.value, x.same.value, x.diff.value] for x in (a, b)]
-        np.testing.assert_allclose(*values, atol=1e-5)
+        once, again = ([x.fv.value, x.same.value, x.diff.value] for x in (a, b))
+        np.testing.assert_allclose(once, again, atol=1e-5)
 
 
 def test_natural_images_collected_otherwise_are_refused(images, visualization):
