@@ -44,7 +44,8 @@ def collect_natural(
     """
     for layer in layers:
         model.require_layer(layer)
-    wanted = [name for name in model.layers if name in model.trunk or name in layers]
+    beside = {model.resolve(layer) for layer in layers}
+    wanted = [name for name in model.layers if name in model.trunk or name in beside]
     settings = Settings(metric, variant, max_features, seed)
     return _natural(model, images, wanted, settings)
 
@@ -89,6 +90,7 @@ def path_similarity(
     """
     model.require_unit(unit)
     shown = _of_unit(unit, visualization)
+    unit = dataclasses.replace(unit, layer=model.resolve(unit.layer))
     layers = model.path_to(unit.layer)
     settings = Settings(metric, variant, max_features, seed)
     if isinstance(images, Natural):

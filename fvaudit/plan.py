@@ -95,8 +95,9 @@ def path_layers(config: Config, model: Model, layer: str) -> tuple[str, ...]:
         return model.path_to(layer)
     for name in chosen:
         model.require_layer(name)
+    wanted = {model.resolve(name) for name in (*chosen, layer)}
     order = {name: i for i, name in enumerate(model.layers)}
-    return tuple(n for n in model.layers if n in {*chosen, layer} and order[n] <= order[layer])
+    return tuple(n for n in model.layers if n in wanted and order[n] <= order[layer])
 
 
 def forecast(config: Config, *, probe_steps: int = 8) -> Forecast:
@@ -158,7 +159,7 @@ def _units(entry: Units, model: Model, images: ImageSet, seed: int) -> list[Unit
         stream = hashlib.sha256(entry.layer.encode()).digest()[:4]
         rng = np.random.default_rng([seed, int.from_bytes(stream, "little")])
         pool = sorted(rng.choice(pool, entry.count, replace=False).tolist())
-    units = [Unit(entry.layer, channel) for channel in pool]
+    units = [Unit(model.resolve(entry.layer), channel) for channel in pool]
     for unit in units:
         model.require_unit(unit)
     return units
@@ -169,7 +170,8 @@ def _pool(entry: Units, model: Model, images: ImageSet) -> list[int]:
         return entry.channels
     if entry.channels is None:
         return list(range(model.shapes[entry.layer][-1]))
-    if entry.layer != "logits" or images.labels is None:
+    logits = model.resolve(entry.layer) == model.resolve("logits")
+    if not logits or images.labels is None:
         raise AuditError(
             f"units of {entry.layer}: channels 'labelled' needs layer 'logits' and images with "
             "labels (class folders, or an .npz with labels)."

@@ -10,6 +10,7 @@ from fvaudit.report import render
 from tests import synthetic_run
 
 
+pytestmark = pytest.mark.extras
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 if CHROMIUM is None:

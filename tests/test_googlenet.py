@@ -73,6 +73,7 @@ def test_agrees_with_caffe(trained, shared_data):
     assert _require_statistics(found, expected) == 22
 
 
+@pytest.mark.extras
 def test_every_layer_agrees_with_pytorch():
     """The same random weights in PyTorch's own operators, branch by branch."""
     torch = pytest.importorskip("torch", reason="PyTorch is the oracle of this test")

@@ -109,6 +109,7 @@ def test_response_norm_equals_its_definition(settings, channels):
         _assert_same(ours, lambda x: _stock_norm(x, *settings), x, rng, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.extras
 def test_response_norm_equals_pytorch():
     torch = pytest.importorskip("torch")
     x = np.random.default_rng(3).standard_normal((1, 3, 4, 11)).astype(np.float32) * 20

@@ -111,6 +111,7 @@ def test_lite0_agrees_with_the_reference_at_every_layer(lite0, shared_data):
     assert np.argsort(found["logits"][0])[::-1][:3].tolist() == [162, 164, 166]
 
 
+@pytest.mark.extras
 def test_lite0_agrees_with_pytorch_at_every_tapped_layer(lite0):
     """The same weights in PyTorch's own operators; padding by TensorFlow's rule."""
     torch = pytest.importorskip("torch", reason="PyTorch is the oracle of this test")

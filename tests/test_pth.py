@@ -601,6 +601,7 @@ def test_mutations(read, form):
 # --- PyTorch itself
 
 
+@pytest.mark.extras
 class TestTorch:
     @pytest.fixture(params=[False, True], ids=["legacy", "zip"])
     def save(self, request, tmp_path):

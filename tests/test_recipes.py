@@ -62,14 +62,16 @@ def test_every_recipe_makes_a_picture(name):
     assert not np.array_equal(vis.images, vis.shots[:, 0])
 
 
-# Yosinski et al.'s four take 500 to 1000 steps: at 96 nothing is known of them yet.
+# Yosinski et al.'s four take 500 to 1000 steps: at 96 nothing is known of them yet. The CPPN's way
+# out of its grey start is chaotic: after 96 steps, seeds and roundings stand between 0.9 and 17.
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("yosinski")])
 def test_every_recipe_drives_a_real_unit_beyond_photographs(name, shared_data):
-    """GoogLeNet's mixed4d:140 after 96 steps, against the beagle and against the recipe's start."""
+    """GoogLeNet's mixed4d:140 against the beagle and against the recipe's start."""
     model = load_model("googlenet", shared_data / "models" / "googlenet_bvlc.safetensors")
+    steps = 384 if name == "cppn" else 96
     (vis,) = engine.visualize(
-        model, [Channel("mixed4d", 140)], recipe=name, steps=96, shot_steps=(0,)
+        model, [Channel("mixed4d", 140)], recipe=name, steps=steps, shot_steps=(0,)
     )
     expected = load_file(shared_data / "expected" / "googlenet_bvlc.safetensors")
     beagle = expected["input_uint8_nhwc"].reshape(1, 224, 224, 3).astype(np.float32) / 255

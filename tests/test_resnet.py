@@ -25,6 +25,7 @@ def _all_layers(model, image):
     return _program(model.forward, model.layers)(model.params, image)
 
 
+@pytest.mark.extras
 def test_every_layer_agrees_with_pytorch(tmp_path):
     """A state dict that PyTorch saved, read by `load_model`."""
     torch = pytest.importorskip("torch", reason="PyTorch is the oracle of this test")

@@ -46,6 +46,9 @@ def single(**tensors):
     return {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
 
 
+pytestmark = pytest.mark.extras  # some of it; the rest is quick
+
+
 def raw_safetensors(path, header, data=b""):
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)

@@ -10,7 +10,7 @@ import difflib
 import functools
 import hashlib
 import numbers
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from fvaudit.models.classes import ImageClass
+from fvaudit.models.trunk import trunk as find_trunk
 from fvaudit.records import AuditError, Unit
 
 
@@ -36,11 +37,13 @@ class InputSpec:
     std: tuple[float, ...]  # and then divided by
     resize: int  # short side of a photograph before its centre is cut out, in pixels
     interpolation: str = "bicubic"  # of that resize
+    order: str = "RGB"  # of the colours that the first layer sees; mean and std are given as RGB
 
     def normalise(self, images: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        """Pixels in [0, 1] to what the first layer expects."""
+        """Pixels in [0, 1], RGB, to what the first layer expects."""
         mean, std = (np.asarray(v, np.float32) for v in (self.mean, self.std))
-        return (images - mean) / std
+        normalised = (images - mean) / std
+        return normalised[..., ::-1] if self.order == "BGR" else normalised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,15 +54,21 @@ class Model:
     params: Any  # pytree of arrays
     forward: Forward  # pure function; takes images in [0, 1] and normalises them itself
     input: InputSpec
-    shapes: dict[str, tuple[int, ...]]  # every tapped layer, shallow to deep, without batch axis
+    shapes: dict[str, tuple[int, ...]]  # every tapped layer, shallow to deep, without batch axis;
+    # then the aliases, which are tapped too, right after the layer that they name
     trunk: tuple[str, ...]  # layers that every path from input to output crosses, in order
     classes: tuple[ImageClass, ...] = ()  # what the logits mean; empty if not known
     source: str = ""  # where the weights come from, with their licence
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # other name -> layer
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """All tapped layers, shallow to deep."""
-        return tuple(self.shapes)
+        """All tapped layers, shallow to deep, each once."""
+        return tuple(name for name in self.shapes if name not in self.aliases)
+
+    def resolve(self, layer: str) -> str:
+        """The layer's own name, whether that or an alias is given."""
+        return self.aliases.get(layer, layer)
 
     def activations(
         self, images: Float[Array | np.ndarray, "n h w c"], layers: Collection[str]
@@ -107,7 +116,7 @@ class Model:
     def require_layer(self, layer: str) -> None:
         """Raises `AuditError` naming the nearest layers if `layer` does not exist."""
         if layer not in self.shapes:
-            near = difflib.get_close_matches(layer, self.layers, n=3) or self.layers[:3]
+            near = difflib.get_close_matches(layer, self.shapes, n=3) or self.layers[:3]
             raise AuditError(
                 f"{self.name} has no layer {layer!r}. Nearest: {', '.join(near)}. "
                 f"`fvaudit list --model {self.name}` prints all {len(self.layers)}."
@@ -131,13 +140,15 @@ class Model:
 
     def path_to(self, layer: str) -> tuple[str, ...]:
         """The trunk up to and including `layer`: where its processing path can be compared."""
+        layer = self.resolve(layer)
         order = {name: i for i, name in enumerate(self.layers)}
         before = tuple(name for name in self.trunk if order[name] < order[layer])
         return (*before, layer)
 
     def label(self, unit: Unit) -> str:
         """What a class logit stands for, or an empty text."""
-        known = unit.layer == "logits" and unit.channel < len(self.classes)
+        logit = self.resolve(unit.layer) == self.resolve("logits")
+        known = logit and unit.channel < len(self.classes)
         return self.classes[unit.channel].name if known else ""
 
     @functools.cached_property
@@ -148,6 +159,60 @@ class Model:
             digest.update(jax.tree_util.keystr(path).encode())
             digest.update(np.ascontiguousarray(leaf).tobytes())
         return digest.hexdigest()
+
+
+def build(
+    forward: Forward,
+    params: Any,
+    spec: InputSpec,
+    *,
+    name: str,
+    trunk: tuple[str, ...] | None = None,
+    aliases: Mapping[str, str] | None = None,
+    classes: tuple[ImageClass, ...] = (),
+    source: str = "",
+) -> Model:
+    """A model whose layers' shapes, and trunk unless given, are found by tracing `forward`.
+
+    Args:
+        forward: pure; called as forward(params, images, tap) with images (n, h, w, c) in [0, 1].
+        params: pytree of arrays.
+        spec: of the images.
+        name: for people, reports and the fingerprint.
+        trunk: layers that every path crosses, if known.
+        aliases: further names of layers.
+        classes: what the logits mean.
+        source: where the weights come from, with their licence.
+
+    Raises:
+        AuditError: if a name is tapped twice, or an alias names no layer.
+    """
+    aliases = dict(aliases or {})
+    shapes = layer_shapes(forward, params, spec)
+    if trunk is None:
+        trunk = find_trunk(forward, params, (1, *spec.size, len(spec.mean)))
+    if missing := sorted(set(aliases.values()) - set(shapes)):
+        raise AuditError(f"Aliases of {name} name layers that it does not have: {missing[:3]}.")
+    shapes |= {alias: shapes[layer] for alias, layer in aliases.items()}
+    if aliases:
+        forward = _tapping_aliases(forward, aliases)
+    return Model(name, params, forward, spec, shapes, trunk, classes, source, aliases)
+
+
+def _tapping_aliases(forward: Forward, aliases: Mapping[str, str]) -> Forward:
+    names: dict[str, list[str]] = {}
+    for alias, layer in aliases.items():
+        names.setdefault(layer, []).append(alias)
+
+    def with_aliases(params, images, tap):
+        def tap_all(name, x):
+            for known in (name, *names.get(name, ())):
+                x = tap(known, x)
+            return x
+
+        return forward(params, images, tap_all)
+
+    return with_aliases
 
 
 def record(forward: Forward, params: Any, images: Array, layers: Collection[str]) -> Activations:

@@ -17,7 +17,7 @@ from flax import nnx
 from fvaudit.models import devices
 from fvaudit.models import weights as weight_files
 from fvaudit.models.classes import load_classes
-from fvaudit.models.model import Forward, InputSpec, Model, layer_shapes
+from fvaudit.models.model import Forward, InputSpec, Model, build
 from fvaudit.models.nets import efficientnet_lite, googlenet, resnet
 from fvaudit.models.random_weights import random_state
 from fvaudit.models.weights import LUCID, TORCH, Naming
@@ -145,15 +145,7 @@ def _network(name: str) -> tuple[Any, Forward]:
 
 def _model(network: str, params: Any, **labels: Any) -> Model:
     entry, (_, forward) = _ZOO[network], _network(network)
-    shapes = layer_shapes(forward, params, entry.input)
-    return Model(
-        params=params,
-        forward=forward,
-        input=entry.input,
-        shapes=shapes,
-        trunk=entry.trunk,
-        **labels,
-    )
+    return build(forward, params, entry.input, trunk=entry.trunk, **labels)
 
 
 def _weights_path(name: str, entry: _Entry, weights: str | os.PathLike | None) -> pathlib.Path:

@@ -1,0 +1,118 @@
+"""Which layers does every path from the images to the output cross?
+
+Only there can the processing of two images be compared whole: a layer beside a shortcut shows a
+part of it. The forward pass is traced once with its taps marked; in the graph of its operations, a
+layer lies on every path exactly when
+
+    (paths from the images to it) * (paths from it to the output) = all paths
+
+which whole numbers of any size decide exactly.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+
+MARK = "name"  # the primitive that `checkpoint_name` leaves in a trace
+
+
+class _Step(NamedTuple):
+    inputs: tuple[int, ...]  # numbers of values
+    outputs: tuple[int, ...]
+    layer: str | None  # the tap that this step marks
+
+
+def trunk(forward: Any, params: Any, shape: tuple[int, ...]) -> tuple[str, ...]:
+    """The taps that every path from images to output crosses, in order of computation.
+
+    Args:
+        forward: called as forward(params, images, tap); returns an array, or a pytree of which
+            the last leaf counts as the output.
+        params: pytree of arrays.
+        shape: of a batch of images, float32.
+    """
+
+    def marked(params, images):
+        return forward(params, images, lambda name, x: checkpoint_name(x, name))
+
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    closed = jax.make_jaxpr(marked)(params, images)
+    numbers: dict[Any, int] = {}
+    steps = list(_steps(closed.jaxpr, numbers))
+    start, end = numbers.get(closed.jaxpr.invars[-1]), _number(closed.jaxpr.outvars[-1], numbers)
+    before = _paths(steps, {start: 1})
+    after = _paths([_Step(s.outputs, s.inputs, s.layer) for s in reversed(steps)], {end: 1})
+    crossing = (
+        step.layer
+        for step in steps
+        if step.layer and before[end] and before[v := step.outputs[0]] * after[v] == before[end]
+    )
+    return tuple(dict.fromkeys(crossing))
+
+
+def _paths(steps: list[_Step], sources: dict[int | None, int]) -> dict[int | None, int]:
+    """How many ways lead from the sources to every value; steps in order of computation."""
+    counts = defaultdict(int, sources)
+    for step in steps:
+        arriving = sum(counts[value] for value in step.inputs)
+        for value in step.outputs:
+            counts[value] += arriving
+    return counts
+
+
+def _steps(jaxpr: Any, numbers: dict[Any, int]) -> Iterator[_Step]:
+    """The operations in order; calls of functions are entered, other control flow is one step."""
+    for variable in (*jaxpr.constvars, *jaxpr.invars):
+        numbers.setdefault(variable, len(numbers))
+    for equation in jaxpr.eqns:
+        inputs = tuple(_number(v, numbers) for v in equation.invars)
+        inner = _called(equation)
+        if inner is None:
+            outputs = tuple(_number(v, numbers) for v in equation.outvars)
+            layer = equation.params["name"] if equation.primitive.name == MARK else None
+            yield _Step(inputs, outputs, layer)
+            continue
+        scope = _Scope(numbers, dict(zip(inner.invars, inputs, strict=True)))
+        yield from _steps(inner, scope)
+        for outer, result in zip(equation.outvars, inner.outvars, strict=True):
+            yield _Step((_number(result, scope),), (_number(outer, numbers),), None)
+
+
+class _Scope(dict):
+    """Numbers of one call's values, counted on from the caller's: it may be called twice."""
+
+    def __init__(self, outer: dict[Any, int], known: dict[Any, int]):
+        super().__init__(known)
+        self._outer = outer
+
+    def setdefault(self, key: Any, default: Any = None) -> int:
+        if key not in self:
+            self[key] = self._outer.setdefault(object(), len(self._outer))
+        return self[key]
+
+    def __len__(self) -> int:
+        return len(self._outer)
+
+
+def _number(variable: Any, numbers: dict[Any, int]) -> int:
+    if isinstance(variable, jax.extend.core.Literal):
+        return numbers.setdefault(object(), len(numbers))
+    return numbers.setdefault(variable, len(numbers))
+
+
+def _called(equation: Any) -> Any:
+    """The body of a call that runs once and takes the equation's own inputs, or None."""
+    if equation.primitive.name in ("scan", "while", "cond"):
+        return None
+    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        body = equation.params.get(key)
+        body = getattr(body, "jaxpr", body)
+        if body is not None and len(body.invars) == len(equation.invars):
+            return body
+    return None
