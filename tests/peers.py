@@ -25,7 +25,7 @@ def timm():
 
 
 def _beside_cpu_torch(package):
-    """Imports a package that needs torchvision, whose compiled part may not fit PyTorch's CPU build.
+    """Imports a package that needs torchvision, whose compiled part may not fit PyTorch's build.
 
     Only box operators are compiled there, which no network of ours uses: their declarations do.
     """
