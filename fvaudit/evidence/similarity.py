@@ -91,7 +91,7 @@ def unit_rows(rows: Num[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
         x = row.astype(np.float64)
         square = np.einsum("d,d", x, x)  # not x @ x: BLAS would wake all cores for 20 microseconds
         if square > 0:
-            unit[:] = x / np.sqrt(square)
+            np.multiply(row, np.float32(1 / np.sqrt(square)), out=unit)
     return out
 
 
