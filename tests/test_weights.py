@@ -235,6 +235,22 @@ def test_claimed_gigabytes_are_refused_unread(tmp_path):
     assert peak < 2**20
 
 
+def test_two_arrays_of_one_name_are_refused_unread(tmp_path):
+    """`x` would hide the 4 GB that `x.npy` claims from the check of shapes."""
+    header = "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000,), }\n"
+    with zipfile.ZipFile(tmp_path / "two.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", npy(header))
+        archive.writestr("x", npy_of(np.ones(2, np.float32)))
+    with pytest.raises(AuditError, match="two arrays x; expected one of each name"):
+        read_npz(tmp_path / "two.npz", accept)
+
+
+@pytest.mark.parametrize("text", ["(" * 50, "{'descr': '''", "{0: " + "9" * 5000 + "}", "\\u"])
+def test_headers_that_numpy_would_stumble_over_are_refused(tmp_path, text):
+    with pytest.raises(AuditError, match="has no header as NumPy writes it"):
+        read_npz(npz(tmp_path / "bad.npz", npy(text)), accept)
+
+
 def test_a_refused_check_reads_no_tensor(tmp_path):
     def refuse(shapes):
         assert shapes == {"x": (3,)}
