@@ -1,6 +1,7 @@
 """PyTorch's model packages as oracles, where they are installed."""
 
 import functools
+import os
 import warnings
 
 import pytest
@@ -22,6 +23,13 @@ def torchvision():
 def timm():
     """timm's networks, or the test is skipped."""
     return _beside_cpu_torch("timm")
+
+
+@functools.cache
+def keras():
+    """Keras on JAX, or the test is skipped."""
+    os.environ["KERAS_BACKEND"] = "jax"  # read once, when Keras is first imported
+    return pytest.importorskip("keras", reason="Keras is the oracle of this test")
 
 
 def _beside_cpu_torch(package):

@@ -84,7 +84,7 @@ def test_resize_is_pillows_then_the_centre(tmp_path):
     spec = InputSpec((16, 16), (0.0,) * 3, (1.0,) * 3, resize=20)
     found = load_images(tmp_path, Wants(spec)).pixels[0]
     resized = Image.fromarray(array).resize((20, 35), Image.Resampling.BICUBIC)
-    expected = np.asarray(resized.crop((2, 9, 18, 25)), np.float32) / 255
+    expected = np.asarray(resized.crop((2, 10, 18, 26)), np.float32) / 255
     np.testing.assert_array_equal(found, expected)
 
 

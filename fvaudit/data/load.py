@@ -1,9 +1,9 @@
 """`load_images`: a spec and a model -> natural images at the model's input size.
 
-Photographs are resized so that their short side has the model's length, and their centre is cut
-out. Further crops are random resized crops (a quarter to all of the area, aspect 3/4 to 4/3,
-mirrored half of the time), drawn from a stream of the photograph's own: which other photographs
-are loaded does not matter. Crops of one photograph share its `group`.
+Photographs are resized as the model's input spec says, and their centre is cut out. Further crops
+are random resized crops (a quarter to all of the area, aspect 3/4 to 4/3, mirrored half of the
+time), drawn from a stream of the photograph's own: which other photographs are loaded does not
+matter. Crops of one photograph share its `group`.
 """
 
 import difflib
@@ -42,7 +42,7 @@ class Classes(Protocol):
 
 @runtime_checkable
 class ForModel(Protocol):
-    """What loading needs to know of a model: `input` (size, resize, interpolation), `classes`."""
+    """What loading needs to know of a model: `input` (an `InputSpec`), `classes`."""
 
     @property
     def input(self) -> Any: ...
@@ -265,15 +265,41 @@ def _cut(photograph: _Photograph, spec: Any, crops: int, seed: int) -> list[np.n
 
 
 def centre_crop(picture: Image.Image, spec: Any) -> Image.Image:
-    """Short side to `spec.resize`, then the central `spec.size`; an exact fit is left alone."""
+    """The picture at `spec.resize` and the centre of that at `spec.size`; a fit is left alone.
+
+    With `spec.fit` "crop" and "squash" pixels equal those of torchvision's `Resize` and
+    `CenterCrop` on a Pillow image, save that a picture too small for `size` is enlarged, not
+    framed; with "pad" those of timm's crop mode "border".
+    """
     height, width = spec.size
     if picture.size == (width, height):
         return picture
-    scale = max(spec.resize / min(picture.size), width / picture.width, height / picture.height)
-    size = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
-    resized = picture.resize(size, _filter(spec))
-    left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    return resized.crop((left, top, left + width, top + height))
+    resized = picture.resize(_resized(picture, spec), _filter(spec))
+    left, top = _offset(resized.width, width), _offset(resized.height, height)
+    if spec.fit != "pad":
+        return resized.crop((left, top, left + width, top + height))
+    framed = Image.new("RGB", (width, height), tuple(round(255 * v) for v in spec.mean))
+    framed.paste(resized, (-left, -top))
+    return framed
+
+
+def _resized(picture: Image.Image, spec: Any) -> tuple[int, int]:
+    """(columns, rows) before the centre is cut out."""
+    if spec.fit == "squash":
+        return tuple(spec.resize * side // min(spec.size) for side in reversed(spec.size))
+    if spec.fit == "pad":
+        return tuple(round(side * spec.resize / max(picture.size)) for side in picture.size)
+    size = tuple(spec.resize * side // min(picture.size) for side in picture.size)
+    height, width = spec.size
+    if size[0] >= width and size[1] >= height:
+        return size
+    scale = max(width / picture.width, height / picture.height)
+    return max(width, round(picture.width * scale)), max(height, round(picture.height * scale))
+
+
+def _offset(have: int, want: int) -> int:
+    """Where the cut begins; negative where the picture is smaller."""
+    return round((have - want) / 2) if have >= want else -((want - have) // 2)
 
 
 def _random_crop(picture: Image.Image, spec: Any, rng: np.random.Generator) -> Image.Image:
@@ -289,9 +315,7 @@ def _random_crop(picture: Image.Image, spec: Any, rng: np.random.Generator) -> I
 
 
 def _filter(spec: Any) -> Image.Resampling:
-    return {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[
-        spec.interpolation
-    ]
+    return Image.Resampling[spec.interpolation.upper()]
 
 
 def _assembled(spec, found, group, chosen, cut, crops, on_bad) -> ImageSet:

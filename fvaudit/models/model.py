@@ -27,17 +27,38 @@ Tap = Callable[[str, Array], Array]
 Forward = Callable[[Any, Float[Array, "n h w c"], Tap], Array]  # (params, images in [0, 1], tap)
 Activations = dict[str, Float[Array, "n ..."]]  # (n, h, w, c) for spatial layers, else (n, c)
 
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "hamming", "box")  # Pillow's
+ORDERS = ("RGB", "BGR")
+FITS = ("crop", "pad", "squash")
+
 
 @dataclasses.dataclass(frozen=True)
 class InputSpec:
-    """How pictures become the network's input. Nothing outside `Model` repeats any of it."""
+    """How pictures become the network's input. Nothing outside `Model` repeats any of it.
+
+    Raises:
+        AuditError: for sizes below 1, a std of 0, or names that are not known.
+    """
 
     size: tuple[int, int]  # (rows, columns) that the network takes
     mean: tuple[float, ...]  # subtracted from pixels in [0, 1], one number a channel (RGB)
     std: tuple[float, ...]  # and then divided by
-    resize: int  # short side of a photograph before its centre is cut out, in pixels
-    interpolation: str = "bicubic"  # of that resize
+    resize: int  # side of a photograph, before its centre is cut out, in pixels
+    interpolation: str = "bicubic"  # of that resize, one of INTERPOLATIONS
     order: str = "RGB"  # of the colours that the first layer sees; mean and std are given as RGB
+    fit: str = "crop"  # what gets the length `resize`: "crop" the short side, "pad" the long one
+    # (what is missing shows the mean colour), "squash" both (for a square `size`)
+
+    def __post_init__(self):
+        if min(*self.size, self.resize) < 1:
+            raise AuditError(f"size {self.size} and resize {self.resize} must be at least 1 pixel.")
+        if len(self.mean) != len(self.std) or not self.mean or not all(self.std):
+            raise AuditError(
+                f"mean and std need one number a channel, no std 0; got {self.mean}, {self.std}."
+            )
+        for key, known in (("interpolation", INTERPOLATIONS), ("order", ORDERS), ("fit", FITS)):
+            if getattr(self, key) not in known:
+                raise AuditError(f"{key} is {getattr(self, key)!r}; known: {', '.join(known)}.")
 
     def normalise(self, images: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         """Pixels in [0, 1], RGB, to what the first layer expects."""
