@@ -81,6 +81,8 @@ class Model:
     classes: tuple[ImageClass, ...] = ()  # what the logits mean; empty if not known
     source: str = ""  # where the weights come from, with their licence
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # other name -> layer
+    missing: Mapping[str, str] = dataclasses.field(default_factory=dict)  # layer that an import
+    # could not compute -> why
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -135,7 +137,9 @@ class Model:
         return dataclasses.replace(self, name=name, params=both, forward=forward)
 
     def require_layer(self, layer: str) -> None:
-        """Raises `AuditError` naming the nearest layers if `layer` does not exist."""
+        """Raises `AuditError` naming why `layer` is missing, or the nearest that exist."""
+        if layer in self.missing:
+            raise AuditError(f"{self.name} has no layer {layer!r}: {self.missing[layer]}.")
         if layer not in self.shapes:
             near = difflib.get_close_matches(layer, self.shapes, n=3) or self.layers[:3]
             raise AuditError(
