@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from fvaudit import attacks as attacks
     from fvaudit.api import collect_natural as collect_natural
     from fvaudit.api import path_similarity as path_similarity
     from fvaudit.config import load_config as load_config
@@ -107,14 +108,19 @@ _HOME = {
     "with_alpha": "optvis.alpha",
 }
 
-_MODULES = ("optimizers", "regularizers", "transforms")  # whose names are too many to be here
+_MODULES = {  # whose names are too many to be here
+    "attacks": "attacks",
+    "optimizers": "optvis.optimizers",
+    "regularizers": "optvis.regularizers",
+    "transforms": "optvis.transforms",
+}
 
 __all__ = [*_HOME, *_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        value = importlib.import_module(f"fvaudit.optvis.{name}")
+        value = importlib.import_module(f"fvaudit.{_MODULES[name]}")
         globals()[name] = value
         return value
     if name not in _HOME:

@@ -51,6 +51,7 @@ ALLOWED = {
     "optvis.visualize": {"records", "models", "optvis"},
     "optvis": set(),
     "evidence": {"records", "models"},
+    "attacks": {"records", "models", "optvis", "evidence"},
     "checks": {"records", "evidence"},
     "data": {"records"},
     "config": {"records"},
