@@ -76,7 +76,7 @@ def test_a_name_that_is_tapped_twice_is_refused():
         (lambda m: m.activations(jnp.zeros((1, 24, 24, 3)), ["conv3"]), "no layer 'conv3'"),
         (lambda m: m.edited("convx", lambda p, x: x), "no layer 'convx'"),
         (lambda m: m.require_unit(Unit("conv1", 6)), "channels 0 to 5"),
-        (lambda m: load_model("resnet"), "no model 'resnet' in the zoo.*mean 'resnet50'"),
+        (lambda m: load_model("resnet"), "no model 'resnet' in the zoo.*mean 'resnet"),
         (lambda m: random_model("lite0", 0), "no model 'lite0' in the zoo"),
     ],
 )
@@ -208,4 +208,13 @@ def _packaged_weights():
 
 
 def test_zoo_names():
-    assert zoo_names() == ("efficientnet_lite0", "googlenet", "resnet50")
+    assert zoo_names() == (
+        "efficientnet_lite0",
+        "googlenet",
+        "resnet18",
+        "resnet50",
+        "squeezenet1_0",
+        "squeezenet1_1",
+        "vgg16",
+        "vit_b_16",
+    )

@@ -29,7 +29,7 @@ def random_state(abstract: Any, gains: Mapping[str, float], seed: int) -> Any:
     rng = np.random.default_rng(seed)
 
     def drawn(path, variable):
-        gain = gains.get(str(path[-2]))
+        gain = gains.get(str(path[-2])) if len(path) > 1 else None
         return variable.replace(_drawn(rng, str(path[-1]), variable.shape, gain))
 
     flat = nnx.to_flat_state(abstract)

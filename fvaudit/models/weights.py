@@ -5,14 +5,17 @@ A file names and lays out tensors by its own rule; a `Naming` says which:
     TORCH  "layer1.0.conv1.weight", kernels (out, in, rows, columns), matrices (out, in)
     LUCID  "conv2d0_w", kernels (rows, columns, in, out), matrices (in, out)
 
+Where packages name one network differently, the file's names decide which rule is meant: the one
+that every tensor fits. If none does, the nearest one says what is missing.
+
 Files are foreign: nothing in them is executed, and what does not fit is refused before it is read.
 """
 
 import math
 import os
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -38,26 +41,43 @@ class Naming(NamedTuple):
     name: Callable[[tuple[Any, ...]], str]  # path of a Flax variable -> the file's name
     axes: Mapping[int, tuple[int, ...]]  # by rank: axes of the file's tensor in Flax's order
     plain: Callable[[str], str | None]  # a name in the file -> as `name` gives it; None: ignored
+    shapes: Shapes = {}  # by name: of tensors whose numbers are in order, but in another shape
+    label: str = ""  # whose names these are, where a network has several
 
 
-def load(abstract: Any, path: str | os.PathLike, naming: Naming) -> Any:
+def load(abstract: Any, path: str | os.PathLike, *namings: Naming) -> Any:
     """An `nnx.State` of float32 arrays from a weight file.
+
+    Memory: the file's tensors, of which each is let go once it is converted.
 
     Args:
         abstract: the state's shapes, from `nnx.split(nnx.eval_shape(...))`.
         path: a .safetensors, .npz (float32, float16; the former also bfloat16), .pth or .pt file.
-        naming: of the file.
+        namings: that the file may have; its names decide.
 
     Raises:
-        AuditError: if the file cannot be read, and as `fill` says.
+        AuditError: if the file cannot be read, or fits none of the namings, as `fill` says.
     """
-    wanted = _wanted(abstract, naming)
-    tensors = read_weights(
-        path,
-        check=partial(_require_fit, wanted, naming=naming, where=shown(os.fspath(path))),
-        max_bytes=8 * sum(math.prod(shape) for shape in wanted.values()) + SPARE_BYTES,
-    )
-    return fill(abstract, tensors, naming)
+    where = shown(os.fspath(path))
+    count = sum(math.prod(variable.shape) for _, variable in nnx.to_flat_state(abstract))
+
+    def check(shapes: Shapes) -> None:
+        naming = nearest(abstract, shapes, namings)
+        _require_fit(_wanted(abstract, naming), shapes, naming=naming, where=where)
+
+    tensors = read_weights(path, check=check, max_bytes=8 * count + SPARE_BYTES)
+    naming = nearest(abstract, {name: x.shape for name, x in tensors.items()}, namings)
+    plain = {naming.plain(name): tensors.pop(name) for name in list(tensors)}
+    return _filled(abstract, plain, naming)
+
+
+def nearest(abstract: Any, found: Shapes, namings: Sequence[Naming]) -> Naming:
+    """The naming under which the fewest of a file's tensors are missing or left over."""
+
+    def misfits(naming: Naming) -> int:
+        return len(set(_wanted(abstract, naming)) ^ ({*map(naming.plain, found)} - {None}))
+
+    return min(namings, key=misfits)
 
 
 def read_weights(
@@ -89,7 +109,7 @@ def read_weights(
     return tensors
 
 
-# Flax's name of a variable -> PyTorch's
+# Flax's name of a variable -> PyTorch's; others are parameters of their own, named alike
 _TORCH_VARIABLES = {
     "kernel": "weight",
     "scale": "weight",
@@ -100,7 +120,8 @@ _TORCH_VARIABLES = {
 
 
 def _torch_name(path: Sequence[Any]) -> str:
-    return ".".join(map(str, (*path[:-1], _TORCH_VARIABLES[str(path[-1])])))
+    last = str(path[-1])
+    return ".".join(map(str, (*path[:-1], _TORCH_VARIABLES.get(last, last))))
 
 
 def _torch_plain(name: str) -> str | None:
@@ -113,8 +134,28 @@ def _lucid_name(path: Sequence[Any]) -> str:
     return f"{path[-2]}_{'w' if path[-1] == 'kernel' else 'b'}"
 
 
-TORCH = Naming(_torch_name, {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}, _torch_plain)
+# Of rank 3 are tables of embeddings, which both keep alike.
+TORCH = Naming(_torch_name, {4: (2, 3, 1, 0), 3: (0, 1, 2), 2: (1, 0), 1: (0,)}, _torch_plain)
 LUCID = Naming(_lucid_name, {4: (0, 1, 2, 3), 2: (0, 1), 1: (0,)}, lambda name: name)
+
+
+def renamed(naming: Naming, label: str, rules: Sequence[tuple[str, str]], **changes: Any) -> Naming:
+    """A naming whose names are another's after some replacements.
+
+    Args:
+        naming: the other.
+        label: whose names these are, for people: "torchvision's names".
+        rules: (regular expression, replacement), applied one after the other.
+        changes: of other fields.
+    """
+
+    def name(path: tuple[Any, ...]) -> str:
+        text = naming.name(path)
+        for pattern, replacement in rules:
+            text = re.sub(pattern, replacement, text)
+        return text
+
+    return naming._replace(name=name, label=label, **changes)
 
 
 def fill(abstract: Any, tensors: Mapping[str, np.ndarray], naming: Naming = TORCH) -> Any:
@@ -127,26 +168,26 @@ def fill(abstract: Any, tensors: Mapping[str, np.ndarray], naming: Naming = TORC
         AuditError: if a tensor is missing, left over or there twice, has another shape or type,
             or holds infinite numbers or NaN.
     """
-    wanted = _wanted(abstract, naming)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    _require_fit(wanted, shapes, naming=naming, where="The checkpoint")
-    plain = {naming.plain(name): tensor for name, tensor in tensors.items()}
-    for name in wanted:
-        _require_numbers(name, plain[name])
-    return nnx.from_flat_state(
-        [
-            (path, variable.replace(_converted(plain[naming.name(path)], naming)))
-            for path, variable in nnx.to_flat_state(abstract)
-        ]
-    )
+    _require_fit(_wanted(abstract, naming), shapes, naming=naming, where="The checkpoint")
+    return _filled(abstract, {naming.plain(name): x for name, x in tensors.items()}, naming)
+
+
+def _filled(abstract: Any, plain: dict[str | None, np.ndarray], naming: Naming) -> Any:
+    """The state from tensors that fit, which are taken out of `plain` one by one."""
+    filled = []
+    for path, variable in nnx.to_flat_state(abstract):
+        name = naming.name(path)
+        tensor = plain.pop(name)
+        _require_numbers(name, tensor)
+        filled.append((path, variable.replace(_converted(tensor, variable.shape, naming))))
+    return nnx.from_flat_state(filled)
 
 
 def _wanted(abstract: Any, naming: Naming) -> dict[str, tuple[int, ...]]:
     """The file's names and, in the file's layout, shapes."""
-    return {
-        naming.name(path): _in_file(tuple(variable.shape), naming)
-        for path, variable in nnx.to_flat_state(abstract)
-    }
+    names = {naming.name(path): tuple(v.shape) for path, v in nnx.to_flat_state(abstract)}
+    return {n: naming.shapes.get(n, _in_file(shape, naming)) for n, shape in names.items()}
 
 
 def _in_file(shape: tuple[int, ...], naming: Naming) -> tuple[int, ...]:
@@ -165,8 +206,9 @@ def _require_fit(wanted: Shapes, found: Shapes, *, naming: Naming, where: str) -
     missing = sorted(set(wanted) - set(plain))
     unused = [shown(name) for name in sorted(set(plain) - set(wanted))]
     if missing or unused:
+        nearest = f" (nearest: {naming.label})" if naming.label else ""
         raise AuditError(
-            f"{where} does not fit the network: {len(missing)} tensors missing "
+            f"{where} does not fit the network{nearest}: {len(missing)} tensors missing "
             f"{missing[:3]}, {len(unused)} left over {unused[:3]}."
         )
     for name, shape in wanted.items():
@@ -187,5 +229,6 @@ def _require_numbers(name: str, tensor: np.ndarray) -> None:
         raise AuditError(f"Tensor {name} holds infinite numbers or NaN; expected finite ones.")
 
 
-def _converted(tensor: np.ndarray, naming: Naming) -> jax.Array:
-    return jnp.asarray(tensor.transpose(naming.axes[tensor.ndim]).astype(np.float32))
+def _converted(tensor: np.ndarray, shape: tuple[int, ...], naming: Naming) -> jax.Array:
+    stored = tensor.reshape(_in_file(shape, naming)).transpose(naming.axes[len(shape)])
+    return jnp.asarray(np.ascontiguousarray(stored, np.float32))

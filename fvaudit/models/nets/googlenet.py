@@ -25,6 +25,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from fvaudit.models.model import Tap
+from fvaudit.models.nets.conv_pool import conv, halved
 from fvaudit.optvis import lowering, redirect
 
 
@@ -71,9 +72,9 @@ class GoogLeNet(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs):
         convs = {
-            "conv2d0": _conv(3, 64, 7, rngs, strides=2),
-            "conv2d1": _conv(64, 64, 1, rngs),
-            "conv2d2": _conv(64, STEM, 3, rngs),
+            "conv2d0": conv(3, 64, 7, rngs, strides=2),
+            "conv2d1": conv(64, 64, 1, rngs),
+            "conv2d2": conv(64, STEM, 3, rngs),
         }
         width = STEM
         for name, mixed in MODULES.items():
@@ -87,18 +88,18 @@ class GoogLeNet(nnx.Module):
         for name in MODULES:
             x = self._mixed(name, x, tap)
             if name in POOLS:
-                x = tap(POOLS[name], _halved(x))
+                x = tap(POOLS[name], halved(x))
         x = tap("avgpool", x.mean((1, 2)))
         return tap("logits", self.softmax2(x))
 
     def _stem(self, x, tap):
         x = tap("conv2d0", redirect.relu(self.convs["conv2d0"](x)))
-        x = tap("maxpool0", _halved(x))
+        x = tap("maxpool0", halved(x))
         x = tap("localresponsenorm0", _response_norm(x))
         x = tap("conv2d1", redirect.relu(self.convs["conv2d1"](x)))
         x = tap("conv2d2", redirect.relu(self.convs["conv2d2"](x)))
         x = tap("localresponsenorm1", _response_norm(x))
-        return tap("maxpool1", _halved(x))
+        return tap("maxpool1", halved(x))
 
     def _mixed(self, name, x, tap):
         def active(part, y):
@@ -126,34 +127,16 @@ def _joined(convs: Sequence[nnx.Conv], x: Float[Array, "n h w c"]) -> list[Array
     return jnp.split(product + bias, ends, axis=-1)
 
 
-def _halved(x: Float[Array, "n h w c"]) -> Float[Array, "n p q c"]:
-    """Max over 3 x 3 at stride 2; an even size is rounded up, so one window reaches beyond it."""
-    _, h, w, _ = x.shape
-    return lowering.max_pool(x, (3, 3), (2, 2), ((0, 1 - h % 2), (0, 1 - w % 2)))
-
-
 def _response_norm(x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
     return lowering.local_response_norm(x, 5, 1e-4, 0.75, 1.0)
 
 
 def _module(name: str, width: int, mixed: Mixed, rngs: nnx.Rngs) -> dict[str, nnx.Conv]:
     return {
-        f"{name}_1x1": _conv(width, mixed.one, 1, rngs),
-        f"{name}_3x3_bottleneck": _conv(width, mixed.three_bottleneck, 1, rngs),
-        f"{name}_3x3": _conv(mixed.three_bottleneck, mixed.three, 3, rngs),
-        f"{name}_5x5_bottleneck": _conv(width, mixed.five_bottleneck, 1, rngs),
-        f"{name}_5x5": _conv(mixed.five_bottleneck, mixed.five, 5, rngs),
-        f"{name}_pool_reduce": _conv(width, mixed.pool_reduce, 1, rngs),
+        f"{name}_1x1": conv(width, mixed.one, 1, rngs),
+        f"{name}_3x3_bottleneck": conv(width, mixed.three_bottleneck, 1, rngs),
+        f"{name}_3x3": conv(mixed.three_bottleneck, mixed.three, 3, rngs),
+        f"{name}_5x5_bottleneck": conv(width, mixed.five_bottleneck, 1, rngs),
+        f"{name}_5x5": conv(mixed.five_bottleneck, mixed.five, 5, rngs),
+        f"{name}_pool_reduce": conv(width, mixed.pool_reduce, 1, rngs),
     }
-
-
-def _conv(width: int, out: int, kernel: int, rngs: nnx.Rngs, *, strides: int = 1) -> nnx.Conv:
-    return nnx.Conv(
-        width,
-        out,
-        (kernel, kernel),
-        strides=strides,
-        padding=kernel // 2,
-        conv_general_dilated=lowering.conv_general_dilated,
-        rngs=rngs,
-    )
