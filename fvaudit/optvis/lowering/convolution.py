@@ -14,7 +14,9 @@ lowering stays.
 The kernel gradient of every rule is `lax`'s own; where nobody asks for it, XLA removes it.
 """
 
-from collections.abc import Sequence
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -53,6 +55,8 @@ def conv_general_dilated(
         feature_group_count=feature_group_count,
         **rest,
     )
+    for see in _observers.get():
+        see(lhs, rhs, tuple(window_strides), padding, feature_group_count)
     plain = _is_one(lhs_dilation) and _is_one(rhs_dilation) and lhs.ndim == 4
     if jax.default_backend() != "cpu" or not plain or not _is_nhwc(dimension_numbers):
         return stock(lhs, rhs, window_strides, padding)
@@ -71,6 +75,23 @@ def conv_general_dilated(
     if tile:
         return winograd(lhs, rhs, pads, tile, tile)
     return stock(lhs, rhs, window_strides, padding)
+
+
+# Called with (images, kernel, strides, padding, groups) of every convolution.
+Observer = Callable[[Any, Any, tuple[int, ...], Any, int], None]
+_observers: contextvars.ContextVar[tuple[Observer, ...]] = contextvars.ContextVar(
+    "observers", default=()
+)
+
+
+@contextlib.contextmanager
+def observing(see: Observer) -> Iterator[None]:
+    """Shows every convolution that networks compute, or trace, inside the context, in order."""
+    token = _observers.set((*_observers.get(), see))
+    try:
+        yield
+    finally:
+        _observers.reset(token)
 
 
 # Winograd's tile by kernel size, first row whose size the picture's shorter side reaches. From
