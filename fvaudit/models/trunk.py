@@ -45,15 +45,36 @@ def trunk(forward: Any, params: Any, shape: tuple[int, ...]) -> tuple[str, ...]:
     closed = jax.make_jaxpr(marked)(params, images)
     numbers: dict[Any, int] = {}
     steps = list(_steps(closed.jaxpr, numbers))
-    start, end = numbers.get(closed.jaxpr.invars[-1]), _number(closed.jaxpr.outvars[-1], numbers)
+    ends = _number(closed.jaxpr.invars[-1], numbers), _number(closed.jaxpr.outvars[-1], numbers)
+    marks = [(step.layer, step.outputs[0]) for step in steps if step.layer]
+    return _crossed(steps, *ends, marks)
+
+
+def trunk_of_outputs(forward: Any, params: Any, shape: tuple[int, ...]) -> tuple[str, ...]:
+    """The same for a function that returns (output, {name: activation}), in order of names.
+
+    Args:
+        forward: called as forward(params, images).
+        params: pytree of arrays.
+        shape: of a batch of images, float32.
+    """
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    closed, (_, activations) = jax.make_jaxpr(forward, return_shape=True)(params, images)
+    numbers: dict[Any, int] = {}
+    steps = list(_steps(closed.jaxpr, numbers))
+    start = _number(closed.jaxpr.invars[-1], numbers)
+    output, *values = (_number(v, numbers) for v in closed.jaxpr.outvars)
+    return _crossed(steps, start, output, list(zip(sorted(activations), values, strict=True)))
+
+
+def _crossed(
+    steps: list[_Step], start: int, end: int, layers: list[tuple[str, int]]
+) -> tuple[str, ...]:
+    """Of layers with the numbers of their values, those that all paths cross."""
     before = _paths(steps, {start: 1})
     after = _paths([_Step(s.outputs, s.inputs, s.layer) for s in reversed(steps)], {end: 1})
-    crossing = (
-        step.layer
-        for step in steps
-        if step.layer and before[end] and before[v := step.outputs[0]] * after[v] == before[end]
-    )
-    return tuple(dict.fromkeys(crossing))
+    every = before[end]
+    return tuple(dict.fromkeys(n for n, v in layers if every and before[v] * after[v] == every))
 
 
 def _paths(steps: list[_Step], sources: dict[int | None, int]) -> dict[int | None, int]:
@@ -81,7 +102,7 @@ def _steps(jaxpr: Any, numbers: dict[Any, int]) -> Iterator[_Step]:
         scope = _Scope(numbers, dict(zip(inner.invars, inputs, strict=True)))
         yield from _steps(inner, scope)
         for outer, result in zip(equation.outvars, inner.outvars, strict=True):
-            yield _Step((_number(result, scope),), (_number(outer, numbers),), None)
+            numbers[outer] = _number(result, scope)
 
 
 class _Scope(dict):
