@@ -2,11 +2,10 @@
 
 torch-lucent asks torchvision for `Normalize` (used on networks other than its own InceptionV1, and
 not here) and for a star import of ready-made models; it asks IPython for `display` (notebooks
-only). `install()` puts the least that satisfies these imports into `sys.modules`; real packages, if
-there, are left alone.
+only). `install()` puts the least that satisfies these imports into `sys.modules`, also where the
+real packages are there: a torchvision that was not built for this PyTorch cannot be imported.
 """
 
-import importlib.util
 import sys
 import types
 
@@ -23,13 +22,13 @@ class Normalize:
 
 
 def install() -> None:
-    """Makes `import torchvision` and `import IPython.display` work where they are missing."""
+    """Makes `import torchvision` and `import IPython.display` work."""
     _stand_in("torchvision", models={}, transforms={"Normalize": Normalize})
     _stand_in("IPython", display={})
 
 
 def _stand_in(package: str, **modules: dict) -> None:
-    if package in sys.modules or importlib.util.find_spec(package):
+    if package in sys.modules:
         return
     parent = sys.modules[package] = types.ModuleType(package)
     for name, contents in modules.items():
