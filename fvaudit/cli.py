@@ -112,6 +112,30 @@ def report_command(folder: Folder) -> None:
     print(f"report: {_render(folder)}")
 
 
+@app.command("doctor")
+def doctor_command(
+    model: Annotated[str, typer.Argument(help="name of a model of the zoo, or a file of one")],
+    data: Annotated[str, typer.Option("--data", help="photographs, best in class folders")],
+    weights: Weights = None,
+    limit: Annotated[int, typer.Option(help="at most this many photographs")] = 500,
+    brief: Annotated[bool, typer.Option("--brief", help="only what every audit looks at")] = False,
+) -> None:
+    """Look for wrong preprocessing, layers in training mode, dead layers, NaN, slow parts.
+
+    Exit code 1 if there is a problem.
+    """
+    from fvaudit.doctor import doctor
+    from fvaudit.models.zoo import load_model
+    from fvaudit.records import Severity
+    from fvaudit.report.text import finding_lines
+
+    found = doctor(load_model(model, weights), data, limit=limit, thorough=not brief)
+    for line in finding_lines(found):
+        print(line)
+    if found[0].severity is Severity.PROBLEM:
+        raise typer.Exit(ExitCode.GATE_FAILED)
+
+
 @app.command("list")
 def list_command(model: ModelName = "efficientnet_lite0", weights: Weights = None) -> None:
     """Print a model's layers with their shapes; * marks the trunk that paths are compared along."""
@@ -119,16 +143,19 @@ def list_command(model: ModelName = "efficientnet_lite0", weights: Weights = Non
 
     loaded = load_model(model, weights)
     print(f"{loaded.name}: {len(loaded.layers)} layers; weights: {loaded.source}")
-    print("  layer                 rows x columns x channels")
-    for layer, shape in loaded.shapes.items():
+    width = 2 + max(map(len, loaded.layers))
+    print(f"  {'layer':<{width}}rows x columns x channels, or tokens x channels; other names")
+    for layer in loaded.layers:
         mark = "*" if layer in loaded.trunk else " "
-        print(f"{mark} {layer:<22}{' x '.join(map(str, shape))}")
+        others = [alias for alias, name in loaded.aliases.items() if name == layer]
+        extent = " x ".join(map(str, loaded.shapes[layer]))
+        print(f"{mark} {layer:<{width}}{extent:<18}{', '.join(others)}".rstrip())
 
 
 @app.command("viz")
 def viz_command(
     model: Annotated[str, typer.Argument(help="name of a model of the zoo")],
-    units: Annotated[list[str], typer.Argument(help="layer:channel[@row,column] ...")],
+    units: Annotated[list[str], typer.Argument(help="layer:channel[@row,column or @token] ...")],
     out: Annotated[pathlib.Path, typer.Option("--out", "-o", help="where pictures go")],
     weights: Weights = None,
     recipe: Annotated[

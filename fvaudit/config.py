@@ -173,6 +173,10 @@ class Config(_Section):
     engine: Engine = Engine()
     evidence: Evidence = Evidence()
     gates: Gates = Gates()
+    preflight: Literal["stop", "report", "off"] = pydantic.Field(
+        default="stop",
+        description="what problems that the doctor finds do: stop an audit, or stand in its report",
+    )
     seed: int = pydantic.Field(default=0, ge=0, lt=2**31)
 
     @pydantic.model_validator(mode="after")

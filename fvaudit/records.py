@@ -41,20 +41,46 @@ class Status(enum.IntEnum):
     ERROR = 4  # the check could not be computed
 
 
-_UNIT = re.compile(r"(?P<layer>[^:@\s]+):(?P<channel>\d+)(?:@(?P<row>\d+),(?P<column>\d+))?")
+class Severity(enum.IntEnum):
+    """How grave a finding of the doctor is."""
+
+    OK = 0  # measured, and as it should be
+    WARN = 1  # numbers may suffer, or cost more than they need to
+    PROBLEM = 2  # numbers would be wrong: an audit stops unless its config says otherwise
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that the doctor looked at."""
+
+    severity: Severity
+    title: str  # in a few words
+    measured: str  # with numbers; how many photographs stand behind them
+    fix: str  # what to do; empty where there is nothing to do
+
+    def __str__(self) -> str:
+        return f"{self.severity.name.lower()}: {self.title}: {self.measured}. {self.fix}".strip()
+
+
+_UNIT = re.compile(r"(?P<layer>[^:@\s]+):(?P<channel>\d+)(?:@(?P<position>\d+(?:,\d+)?))?")
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Unit:
-    """One channel of one layer, or one neuron of it; as text `layer:channel[@row,column]`."""
+    """One channel of one layer, or one neuron of it.
+
+    As text `layer:channel`, `layer:channel@row,column` or, on a layer of tokens,
+    `layer:channel@token`.
+    """
 
     layer: str  # a name that `Model.layers` lists
     channel: int  # from 0
-    position: tuple[int, int] | None = None  # (row, column) of a neuron; None is the whole channel
+    position: tuple[int, ...] | None = None  # of a neuron: (row, column), or (token,); None is the
+    # whole channel
 
     @classmethod
     def parse(cls, text: str) -> "Unit":
-        """Reads `blocks.8:17`, `logits:281` or `conv2d2:5@7,7`.
+        """Reads `blocks.8:17`, `logits:281`, `conv2d2:5@7,7` or `blocks.3.mlp:17@5`.
 
         Raises:
             AuditError: if the text has another form.
@@ -62,15 +88,16 @@ class Unit:
         match = _UNIT.fullmatch(text.strip())
         if match is None:
             raise AuditError(
-                f"{text!r} does not name a unit. Expected layer:channel or "
-                "layer:channel@row,column, for example 'blocks.8:17' or 'blocks.8:17@7,7'."
+                f"{text!r} does not name a unit. Expected layer:channel, "
+                "layer:channel@row,column or layer:channel@token, for example 'blocks.8:17' or "
+                "'blocks.8:17@7,7'."
             )
-        row, column = match["row"], match["column"]
-        position = None if row is None else (int(row), int(column))
+        at = match["position"]
+        position = None if at is None else tuple(map(int, at.split(",")))
         return cls(match["layer"], int(match["channel"]), position)
 
     def __str__(self) -> str:
-        at = "" if self.position is None else f"@{self.position[0]},{self.position[1]}"
+        at = "" if self.position is None else f"@{','.join(map(str, self.position))}"
         return f"{self.layer}:{self.channel}{at}"
 
 

@@ -1,7 +1,8 @@
 """`audit(config, out)`: config in, run directory out; resumable; emits events, prints nothing.
 
-Order of work: natural images through the model once; visualizations unit by unit; evidence unit
-by unit, one line of results.jsonl each; then what is derived from all units. Every step depends on
+Order of work: the doctor looks at model and photographs; natural images go through the model once;
+visualizations unit by unit; evidence unit by unit, one line of results.jsonl each; then what is
+derived from all units. Every step depends on
 the config, the model and the data alone, so a run that was killed and finished has the same bytes
 as an unbroken one.
 """
@@ -24,22 +25,27 @@ from PIL import Image
 import fvaudit
 from fvaudit import checks, pictures, store
 from fvaudit.config import Config, Gates, dump, load_config
+from fvaudit.doctor import loader
 from fvaudit.evidence import summary
 from fvaudit.evidence.activations import Features, collect, feature_count
 from fvaudit.evidence.units import measure, natural, without_dead
 from fvaudit.models import devices
 from fvaudit.models.model import Model
+from fvaudit.models.preflight import preflight
 from fvaudit.models.zoo import load_model
 from fvaudit.optvis import objectives
 from fvaudit.optvis.render import Ascent, Job, Recipe, render
 from fvaudit.plan import make_plan, natural_images, path_layers
-from fvaudit.records import AuditError, ImageSet, Status, Unit, UnitResult, Verdict
+from fvaudit.records import AuditError, ImageSet, Severity, Status, Unit, UnitResult, Verdict
+
+
+PREFLIGHT = 64  # photographs that the doctor looks at, seconds of an audit of minutes
 
 
 class Event(NamedTuple):
     """Something that a progress display may show."""
 
-    stage: str  # "load", "natural", "visualize", "evidence", "derive"
+    stage: str  # "load", "doctor", "natural", "visualize", "evidence", "derive"
     done: int
     total: int
     text: str = ""
@@ -69,8 +75,8 @@ def audit(
         The run, complete, with verdicts.
 
     Raises:
-        AuditError: if the config, model or data cannot be used, or the directory holds another
-            audit.
+        AuditError: if the config, model or data cannot be used, the doctor finds a problem, or
+            the directory holds another audit.
     """
     if not isinstance(config, Config):
         config = load_config(config, overrides)
@@ -84,6 +90,7 @@ def audit(
     with store.locked(folder):
         _open(folder, config, model, images, plan, fresh)
         _log(folder, f"started: {len(plan.units)} units, {images.photographs} photographs")
+        _preflight(folder, config, model, images, listener)
         _visualize(folder, config, model, plan, listener)
         _measure(folder, config, model, images, plan, listener)
         _derive(folder, config, listener)
@@ -163,8 +170,8 @@ def _open(folder, config, model, images, plan, fresh) -> None:
 
 
 def _computed(config: Config) -> Config:
-    """The part of a config that results depend on: not the gates."""
-    return config.model_copy(update={"gates": Gates()})
+    """The part of a config that results depend on: neither gates nor what problems do."""
+    return config.model_copy(update={"gates": Gates(), "preflight": "stop"})
 
 
 def _require_same(folder, found, wanted) -> None:
@@ -181,7 +188,7 @@ def _clear(folder: pathlib.Path) -> None:
     """Removes what an earlier audit wrote and nothing else, the manifest last."""
     for name in ("images", "exemplars", "figures"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("results.jsonl", "summary.json", "verdicts.json", "data.json",
+    for name in ("doctor.json", "results.jsonl", "summary.json", "verdicts.json", "data.json",
                  "report.html", "summary.md", "units.parquet", "layers.parquet",
                  "config.resolved.yaml", "env.json", "model.json", "log.txt",
                  "manifest.json"):  # fmt: skip
@@ -241,6 +248,29 @@ def _data_hash(images: ImageSet) -> str:
 
 def _image_name(unit: str, repeat: int) -> str:
     return f"images/{pictures.file_name(unit, repeat)}"
+
+
+def _preflight(folder, config, model, images, listener) -> None:
+    """What the doctor says of model and photographs; a problem ends the audit before any work."""
+    if config.preflight == "off":
+        return
+    if store.read_findings(folder) is None:
+        listener(Event("doctor", 0, 1))
+        once = config.images.model_copy(update={"crops": 1})
+        load = loader(
+            model, lambda m: natural_images(config.model_copy(update={"images": once}), m)
+        )
+        found = preflight(model, images, reload=load, limit=PREFLIGHT, thorough=False)
+        store.write_json(folder / "doctor.json", found)
+        listener(Event("doctor", 1, 1, f"{sum(f.severity > Severity.OK for f in found)} findings"))
+    grave = [f for f in store.read_findings(folder) or () if f.severity is Severity.PROBLEM]
+    if grave and config.preflight == "stop":
+        listed = "\n".join(f"  {finding}" for finding in grave)
+        raise AuditError(
+            f"The doctor stopped this audit, since its numbers would be wrong:\n{listed}\nMend "
+            "that and run again with --fresh; or say preflight: report to go on all the same. "
+            "`fvaudit doctor` tells more."
+        )
 
 
 def _visualize(folder, config, model, plan, listener) -> None:

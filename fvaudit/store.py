@@ -1,6 +1,7 @@
 """The run directory: the unit of resumption.
 
     manifest.json          schema version, status, hashes of model, config and data, counts
+    doctor.json            what the doctor found before the audit, the gravest first
     config.resolved.yaml   every key, defaults included
     env.json  model.json   versions and devices; layers, input spec, weight source
     images/<layer>/<channel>-<repeat>.png   the audited picture, provenance in its text chunks
@@ -28,7 +29,16 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
-from fvaudit.records import AuditError, Headline, LayerResult, Status, UnitResult, Verdict
+from fvaudit.records import (
+    AuditError,
+    Finding,
+    Headline,
+    LayerResult,
+    Severity,
+    Status,
+    UnitResult,
+    Verdict,
+)
 
 
 SCHEMA = 1
@@ -50,6 +60,7 @@ class Run:
     headline: Headline | None  # None until the run is complete
     data: dict[str, Any]  # natural images: photographs, skipped, source; features compared
     verdicts: tuple[Verdict, ...]  # empty until `check`
+    findings: tuple[Finding, ...] = ()  # of the doctor; empty if it was not asked
 
     @property
     def complete(self) -> bool:
@@ -83,7 +94,18 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
         headline=None if headline is None else revive(Headline, headline),
         data=_read_json(folder / "data.json", {}),
         verdicts=tuple(revive(Verdict, v) for v in _read_json(folder / "verdicts.json", ())),
+        findings=read_findings(folder) or (),
     )
+
+
+def read_findings(folder: pathlib.Path) -> tuple[Finding, ...] | None:
+    """What the doctor found, or None where it was not asked yet.
+
+    Raises:
+        AuditError: if the file is damaged.
+    """
+    found = _read_json(folder / "doctor.json", None)
+    return None if found is None else tuple(revive(Finding, f) for f in found)
 
 
 def read_manifest(folder: pathlib.Path) -> dict[str, Any] | None:
@@ -211,7 +233,7 @@ def _plain(value: Any) -> Any:
     """Records to JSON's types."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Status):
+    if isinstance(value, Status | Severity):
         return value.name
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
@@ -238,8 +260,8 @@ def _revived(kind: Any, value: Any) -> Any:
         return None if value is None else _revived(inner[0], value)
     if typing.get_origin(kind) is tuple:
         return tuple(_revived(typing.get_args(kind)[0], v) for v in value)
-    if kind is Status:
-        return Status[value]
+    if kind in (Status, Severity):
+        return kind[value]
     if kind is float:
         return math.nan if value is None else float(value)
     return value

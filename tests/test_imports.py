@@ -56,12 +56,14 @@ ALLOWED = {
     "data": {"records"},
     "config": {"records"},
     "store": {"records"},
+    "doctor": {"records", "data", "models"},
     "plan": {"records", "config", "data", "models", "optvis"},
     "pictures": {"models", "optvis", "store"},
     "run": {
         "records",
         "pictures",
         "checks",
+        "doctor",
         "config",
         "data",
         "evidence",
@@ -73,7 +75,18 @@ ALLOWED = {
     "api": {"records", "data", "evidence", "models", "optvis"},
     "report": {"records", "store"},
     "__main__": {"cli"},
-    "cli": {"records", "pictures", "optvis", "config", "store", "plan", "run", "report", "models"},
+    "cli": {
+        "records",
+        "doctor",
+        "pictures",
+        "optvis",
+        "config",
+        "store",
+        "plan",
+        "run",
+        "report",
+        "models",
+    },
 }
 
 

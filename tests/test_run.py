@@ -63,7 +63,7 @@ def test_a_run_directory_holds_what_it_promises(config, tmp_path):
     assert run.complete and [u.unit for u in run.units] == [str(u) for u in _units(run)]
     found = contents(tmp_path / "a")
     for name in ("manifest.json", "config.resolved.yaml", "env.json", "model.json", "data.json",
-                 "results.jsonl", "summary.json", "units.parquet", "layers.parquet",
+                 "doctor.json", "results.jsonl", "summary.json", "units.parquet", "layers.parquet",
                  "verdicts.json"):  # fmt: skip
         assert name in found, name
     units = pd.read_parquet(tmp_path / "a" / "units.parquet")
@@ -288,10 +288,26 @@ def test_an_audit_of_dead_units_concludes_nothing_and_says_so(config, tmp_path, 
     """The network's first layer is shut: no gradient reaches the pictures."""
     shut = MODEL.edited("conv1", lambda params, x: 0 * x)
     monkeypatch.setattr(running, "load_model", lambda name, weights=None: shut)
-    run = running.audit(config, tmp_path / "dead")
+    with pytest.raises(AuditError, match="(?s)doctor stopped this audit.*do not see the picture"):
+        running.audit(config, tmp_path / "dead")
+    run = running.audit(changed(config, preflight="report"), tmp_path / "dead")
     assert all(unit.dead == len(unit.images) for unit in run.units)
     assert {v.status for v in run.verdicts} == {Status.INCONCLUSIVE}
     assert all("are dead" in v.reason for v in run.verdicts)
     assert running.exit_code(run, config.gates) == 0
     text = render(run.folder).read_text()
     assert "are dead" in text
+    assert "layers that do not see the picture" in text and "PROBLEM" in text
+    assert "layers that do not see the picture" in (run.folder / "summary.md").read_text()
+
+
+def test_the_doctor_looks_once_and_can_be_left_out(config, tmp_path, monkeypatch):
+    run = running.audit(config, tmp_path / "a")
+    titles = [finding.title for finding in run.findings]
+    assert "no layer is in training mode" in titles and "preprocessing" in titles
+    assert "doctor.json" in contents(tmp_path / "a")
+    monkeypatch.setattr(running, "preflight", None)  # a second look would fail
+    assert running.audit(config, tmp_path / "a").findings == run.findings
+    without = running.audit(changed(config, preflight="off"), tmp_path / "b")
+    assert without.findings == () and "doctor.json" not in contents(tmp_path / "b")
+    assert repr(without.units) == repr(run.units)

@@ -32,6 +32,7 @@ SYMBOLS = {
     "ERROR": "■",
     digest.NOT_JUDGED: "–",
     "INCOMPLETE": "…",
+    "PROBLEM": "✕",
 }
 _MEANING = {
     "PASS": "no discrepancy detected",

@@ -3,7 +3,7 @@
 import html
 import re
 
-from fvaudit.records import UnitResult
+from fvaudit.records import Severity, UnitResult
 from fvaudit.report import digest
 from fvaudit.store import Run
 
@@ -20,6 +20,7 @@ def summary(run: Run) -> str:
         _counts(run),
         _numbers(run),
         _worst(run),
+        _doctor(run),
         "### What this audit cannot show",
         "\n".join(f"- {safe(text)}" for text in digest.limits(run)),
         safe("; ".join(f"{name} {value}" for name, value in digest.comparability(run))),
@@ -69,6 +70,15 @@ def _worst(run: Run) -> str:
             *(_unit_row(run, r) for r in found[:_MOST]),
         ]
     )
+
+
+def _doctor(run: Run) -> str:
+    rows = [
+        f"| {f.severity.name} | {safe(f.title)} | {safe(f.measured)} | {safe(f.fix)} |"
+        for f in run.findings if f.severity > Severity.OK
+    ]  # fmt: skip
+    head = ["### Before the audit", "", "| | What | Measured | Fix |", "|---|---|---|---|"]
+    return "\n".join([*head, *rows]) if rows else ""
 
 
 def _unit_row(run: Run, r: UnitResult) -> str:

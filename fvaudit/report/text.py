@@ -1,7 +1,9 @@
 """The lines that the terminal prints: the page's first screen in plain text, 80 columns wide."""
 
 import textwrap
+from collections.abc import Sequence
 
+from fvaudit.records import Finding, Severity
 from fvaudit.report import digest
 from fvaudit.store import Run
 
@@ -23,8 +25,18 @@ def summary_lines(run: Run) -> list[str]:
     for label, number in zip(("score", "apart", "margin"), digest.numbers(run), strict=True):
         lines += _wrapped(f"{label:<10}", f"{number.value}  {number.name.lower()}")
     lines += _wrapped("data      ", digest.photographs(run))
+    lines += finding_lines([f for f in run.findings if f.severity > Severity.OK])
     if run.verdicts:
         lines.append("PASS means that no discrepancy was detected; the report names the limits.")
+    return lines
+
+
+def finding_lines(findings: Sequence[Finding]) -> list[str]:
+    """What the doctor found, each with its fix."""
+    lines: list[str] = []
+    for finding in findings:
+        lines += _wrapped(f"{finding.severity.name:<9}", f"{finding.title}: {finding.measured}")
+        lines += _wrapped("    fix: ", finding.fix) if finding.fix else []
     return lines
 
 
