@@ -15,6 +15,7 @@ import numpy as np
 from fvaudit.models.imports.onnx.operators import (
     Kind,
     Operator,
+    Unsupported,
     data_type,
     host,
     is_floating,
@@ -173,11 +174,12 @@ def _bit_shift(call, a, b):
     return shift(a, b)
 
 
-def _dropout(call, x, *_):
+def _dropout(call, x, ratio=None, training=None):
     """At evaluation nothing is dropped."""
-    if len(call.node.outputs) < 2:
-        return x
-    return x, call.xp.ones(x.shape, bool)
+    drops = training is not None and bool(np.asarray(training).reshape(()))
+    if drops and (ratio is None or float(np.asarray(ratio).reshape(())) > 0):
+        raise Unsupported("a Dropout is in training mode; export the model in eval mode")
+    return (x, call.xp.ones(x.shape, bool))[: max(len(call.node.outputs), 1)]
 
 
 def _same(call, x, *_):
@@ -215,7 +217,6 @@ _RUN = {
     "Clip": _clip,
     "Cast": _cast,
     "CastLike": _cast_like,
-    "Dropout": _dropout,
     "Identity": _same,
     "Add": lambda c, a, b: a + b,
     "Sub": lambda c, a, b: a - b,
@@ -243,4 +244,7 @@ _RUN = {
     "Mean": _mean,
 }  # fmt: skip
 
-OPERATORS = {name: Operator(run, Kind.ELEMENTWISE) for name, run in _RUN.items()}
+OPERATORS = {
+    **{name: Operator(run, Kind.ELEMENTWISE) for name, run in _RUN.items()},
+    "Dropout": Operator(_dropout, Kind.ELEMENTWISE, static=(1, 2)),
+}

@@ -52,7 +52,7 @@ def _attention(call, q, k, v, mask=None, past_k=None, past_v=None, lengths=None)
     capped = cap * jnp.tanh(scores / cap) if cap else scores
     masked = capped + _bias(call, scores, mask, past, lengths)
     weights = _attention_weights(masked)
-    seen = scores, masked, capped, weights
+    seen = scores, capped, masked, weights
     y = jnp.matmul(weights, v)
     if merged:
         y = jnp.moveaxis(y, 1, 2).reshape(y.shape[0], y.shape[2], -1)
@@ -87,13 +87,31 @@ def _bias(call, scores, mask, past, lengths):
             mask = jnp.pad(mask, spare, constant_values=-np.inf)
         bias = bias + mask
     if call.get("is_causal", 0):
-        offset = past if lengths is None else (jnp.asarray(lengths) - rows).reshape(-1, 1, 1, 1)
+        offset = _offset(rows, past, lengths)
         allowed = np.arange(columns) <= np.arange(rows)[:, None] + offset
         bias = bias + jnp.where(allowed, 0.0, -jnp.inf)
+    bias = bias + _window(call, rows, columns, past, lengths)
     if lengths is not None:
         known = jnp.arange(columns) < jnp.asarray(lengths).reshape(-1, 1, 1, 1)
         bias = bias + jnp.where(known, 0.0, -jnp.inf)
     return bias
+
+
+def _offset(rows, past, lengths):
+    """How many keys come before the first query."""
+    return past if lengths is None else (jnp.asarray(lengths) - rows).reshape(-1, 1, 1, 1)
+
+
+def _window(call, rows, columns, past, lengths):
+    """Keys further away than a sliding window are masked; -1 leaves a side open."""
+    left, right = call.get("left_window_size", -1), call.get("right_window_size", -1)
+    ahead = np.arange(columns) - np.arange(rows)[:, None] - _offset(rows, past, lengths)
+    allowed = True
+    if left >= 0:
+        allowed = allowed & (ahead >= -left)
+    if right >= 0:
+        allowed = allowed & (ahead <= right)
+    return jnp.where(allowed, 0.0, -jnp.inf)
 
 
 def _rotary(call, x, cosine, sine, places=None):

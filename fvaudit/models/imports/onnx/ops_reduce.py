@@ -56,7 +56,7 @@ def _require_order(call, removed, rank):
 
 
 def _log_sum_exp(xp, x, axes, keep):
-    top = xp.max(x, axes, keepdims=True)
+    top = xp.max(x, axes, keepdims=True, initial=-np.inf)
     top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))
     total = xp.log(xp.sum(xp.exp(x - top), axes, keepdims=True)) + top
     return total if keep else xp.squeeze(total, axes)
@@ -64,15 +64,21 @@ def _log_sum_exp(xp, x, axes, keep):
 
 def _extreme(largest):
     def reduce(xp, x, axes, keep):
-        if not math.prod(x.shape[a] for a in axes):  # of nothing: the type's own bound
-            bounds = (np.iinfo if x.dtype.kind in "iu" else np.finfo)(x.dtype)
-            empty = bounds.min if largest else bounds.max
-            if x.dtype.kind == "f":
-                empty = -np.inf if largest else np.inf
-            return (xp.max if largest else xp.min)(x, axes, keepdims=keep, initial=empty)
-        return (xp.max if largest else xp.min)(x, axes, keepdims=keep)
+        find = xp.max if largest else xp.min
+        if math.prod(x.shape[a] for a in axes):
+            return find(x, axes, keepdims=keep)
+        return find(x, axes, keepdims=keep, initial=_bound(x.dtype, lowest=largest))
 
     return reduce
+
+
+def _bound(dtype, lowest):
+    """The extreme of nothing: the type's own bound."""
+    if dtype.kind == "b":
+        return not lowest
+    if dtype.kind in "iu":
+        return np.iinfo(dtype).min if lowest else np.iinfo(dtype).max
+    return -np.inf if lowest else np.inf
 
 
 _REDUCTIONS = {
@@ -131,9 +137,9 @@ def _top_k(call, x, k=None):
     count = int(np.asarray(call.get("k") if call.version < 10 else k).reshape(()))
     if not 0 <= count <= x.shape[axis]:
         raise AuditError(f"the {count} largest of {x.shape[axis]} are asked for")
-    key = -x if call.get("largest", 1) and x.dtype.kind != "u" else x
-    if call.get("largest", 1) and x.dtype.kind == "u":
-        key = xp.iinfo(x.dtype).max - x
+    key = x
+    if call.get("largest", 1):
+        key = ~x if x.dtype.kind == "u" else -x
     order = xp.argsort(key, axis=axis, stable=True)
     order = (
         jax.lax.slice_in_dim(order, 0, count, axis=axis)

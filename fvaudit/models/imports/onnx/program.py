@@ -68,14 +68,14 @@ class Program:
     """What is left of a graph for one image."""
 
     graph: Graph
-    input: str  # the graph's input that takes images
-    shape: tuple[int, ...]  # of that input, with batch axis, in ONNX's order
-    channels: int  # axis of colours in it
+    fixed: int = 1  # batch that the file fixed and that is read as 1
+    input: str = ""  # the graph's input that takes images
+    shape: tuple[int, ...] = ()  # of that input, with batch axis, in ONNX's order
+    channels: int = 1  # axis of colours in it
     steps: list[Step] = dataclasses.field(default_factory=list)
     params: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     missing: dict[str, str] = dataclasses.field(default_factory=dict)  # value -> why there is none
     constants: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # folded outputs
-    fixed: int = 1  # batch that the file fixed and that is read as 1
 
 
 def compile_graph(
@@ -93,9 +93,29 @@ def compile_graph(
     Raises:
         AuditError: if a node's inputs do not fit it, or a constant would be too large.
     """
-    program = Program(graph, input, shape, channels, fixed=fixed)
-    env: dict[str, Any] = dict(graph.constants)
-    env[input] = jax.ShapeDtypeStruct(shape, jnp.float32)
+    images = {input: jax.ShapeDtypeStruct(shape, jnp.float32)}
+    program = fold(graph, {}, images, fixed=fixed)
+    program.input, program.shape, program.channels = input, shape, channels
+    return program
+
+
+def fold(
+    graph: Graph, known: Mapping[str, np.ndarray], traced: Mapping[str, Any], *, fixed: int = 1
+) -> Program:
+    """Folds whatever does not depend on the `traced` inputs.
+
+    Args:
+        graph: validated.
+        known: inputs that are constants.
+        traced: inputs with shape and type that are not.
+        fixed: as `compile_graph` says.
+
+    Raises:
+        AuditError: as `compile_graph` says.
+    """
+    program = Program(graph, fixed)
+    env: dict[str, Any] = {**graph.constants, **known}
+    env |= {n: jax.ShapeDtypeStruct(x.shape, _dtype(x)) for n, x in traced.items()}
     own = sum(c.size for c in graph.constants.values())
     folder = _Folder(program, env, 10 * own + FOLDED_NUMBERS)
     for node in graph.nodes:
