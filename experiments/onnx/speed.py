@@ -54,8 +54,8 @@ def main(weights: str | None, layers) -> None:
     lines = [
         "# Engine speed through an imported ONNX GoogLeNet",
         "",
-        f"Milliseconds for one step of one image, {jax.local_device_count()} images at once, median "
-        f"of {TURNS} turns of {STEPS} steps; ratio within a turn, median and extremes. "
+        f"Milliseconds for one step of one image, {jax.local_device_count()} images at once, "
+        f"median of {TURNS} turns of {STEPS} steps; ratio within a turn, median and extremes. "
         "Made by experiments/onnx/speed.py.",
         "",
         "| layer | Flax | ONNX | ratio | from | to |",

@@ -147,7 +147,8 @@ def inner(attribute: Any, known: set[str]) -> Graph:
     """
     if not isinstance(attribute, tuple):
         raise AuditError("A node lacks the graph that its operator needs.")
-    return _graph(*attribute, known)
+    graph, versions = attribute
+    return _graph(graph, versions, known)
 
 
 def _scopes(node: Any) -> tuple[str, ...]:

@@ -76,7 +76,8 @@ def aliases(program: Program, names: Mapping[str, str]) -> dict[str, str]:
     once = Counter(step.node.name for step in program.steps)
     for step in program.steps:
         output, name = names.get(step.node.outputs[0]), plain(step.node.name)
-        if output and name and once[step.node.name] == 1 and not _paths(step):
+        says_more = output and name and name not in output and output not in name
+        if says_more and once[step.node.name] == 1 and not _paths(step):
             found.setdefault(name, output)
     end = logits(program, names)
     if end is not None:
@@ -115,7 +116,7 @@ def logits(program: Program, names: Mapping[str, str]) -> str | None:
 
 def trunk(program: Program, names: Mapping[str, str]) -> tuple[str, ...]:
     """Names of the taps on every path from the image to the output, thinned."""
-    end = logits(program, names) or next(reversed(names), "")
+    end = logits(program, names) or next(reversed(list(names)), "")
     before, after = _counts(program, end)
     total = before.get(end, 0)
     crossing: list[tuple[int, str]] = []

@@ -1,6 +1,7 @@
 """Operators that read or write places named by an index."""
 
 import itertools
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -118,13 +119,13 @@ def _grid_sample(call, x, grid):
         taps = [_cubic_taps(p) for p in places]
     else:
         raise Unsupported(f"GridSample mode {mode!r} is not known")
-    total = 0.0
+    total: Any = 0.0
     for combination in itertools.product(*taps):
-        weight = 1.0
+        weight: Any = jnp.ones(places[0].shape, x.dtype)
         for _, factor in combination:
             weight = weight * factor
         value = _read(call, x, [place for place, _ in combination], sizes, rule)
-        total += value * (weight[:, None] if hasattr(weight, "ndim") and weight.ndim else weight)
+        total += value * weight[:, None]
     return total.astype(x.dtype)
 
 

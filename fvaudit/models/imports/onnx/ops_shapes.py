@@ -109,15 +109,7 @@ def _padded(call, x, width, mode, value):
     require_numbers([s + max(a, 0) + max(b, 0) for s, (a, b) in zip(x.shape, width, strict=True)])
     cut = [slice(max(-a, 0), s - max(-b, 0)) for s, (a, b) in zip(x.shape, width, strict=True)]
     grow = [(max(a, 0), max(b, 0)) for a, b in width]
-    fill = (
-        {
-            "constant_values": np.asarray(value).reshape(())
-            if not hasattr(value, "aval")
-            else value.reshape(())
-        }
-        if mode == "constant"
-        else {}
-    )
+    fill = {"constant_values": call.xp.reshape(value, ())} if mode == "constant" else {}
     return call.xp.pad(x[tuple(cut)], grow, mode=mode, **fill)
 
 
@@ -183,7 +175,8 @@ def _depth_to_space(call, x):
 def _space_to_depth(call, x):
     n, c, h, w = x.shape
     b = call.get("blocksize")
-    y = x.reshape(n, c, h // b, b, w // b, b).transpose(0, 3, 5, 1, 2, 4)
+    axes = (0, 1, 3, 5, 2, 4) if call.get("mode", "DCR") == "CRD" else (0, 3, 5, 1, 2, 4)
+    y = x.reshape(n, c, h // b, b, w // b, b).transpose(axes)
     return y.reshape(n, c * b**2, h // b, w // b)
 
 

@@ -13,7 +13,6 @@ from jax import lax
 
 from fvaudit.models.imports.onnx.operators import (
     Kind,
-    NotDirect,
     Operator,
     Unsupported,
     require_numbers,
@@ -157,16 +156,22 @@ def _pool_geometry(call, size):
     return window, strides, dilations, pads, tuple(grown)
 
 
+def _cropped(x, pads):
+    """Where ceil_mode drops a window, what it alone would read is cut off."""
+    cut = [slice(0, s + min(b, 0)) for s, (_, b) in zip(x.shape[1:-1], pads, strict=True)]
+    return x[(slice(None), *cut)], tuple((a, max(b, 0)) for a, b in pads)
+
+
 def _max_pool(call, x):
     window, strides, dilations, _, pads = _pool_geometry(call, x.shape[1:-1])
     if len([o for o in call.node.outputs if o]) > 1:
         return _max_and_places(call, x, window, strides, dilations, pads)
+    x, pads = _cropped(jnp.asarray(x), pads)
     plain = len(window) == 2 and all(d == 1 for d in dilations)
     if plain and jnp.issubdtype(x.dtype, jnp.floating):
-        return lowering.max_pool(jnp.asarray(x), window, strides, pads)  # pyright: ignore
-    low = _lowest(x.dtype)
+        return lowering.max_pool(x, window, strides, pads)  # pyright: ignore
     return lax.reduce_window(
-        jnp.asarray(x), low, lax.max, (1, *window, 1), (1, *strides, 1),
+        x, _lowest(x.dtype), lax.max, (1, *window, 1), (1, *strides, 1),
         ((0, 0), *pads, (0, 0)), window_dilation=(1, *dilations, 1),
     )  # fmt: skip
 
@@ -180,6 +185,7 @@ def _lowest(dtype):
 def _max_and_places(call, x, window, strides, dilations, pads):
     """Also where in the image each maximum stands, as ONNX counts (channels first)."""
     size = x.shape[1:-1]
+    x, pads = _cropped(x, pads)
     stacked = jnp.stack(list(shifted(x, window, strides, dilations, pads, _lowest(x.dtype))))
     tap = jnp.argmax(stacked, 0)
     taps = np.asarray(list(itertools.product(*map(range, window))))
@@ -216,9 +222,9 @@ def shifted(x, window, strides, dilations, pads, fill):
 
 
 def _window_sum(x, window, strides, dilations, pads):
-    zero = np.zeros((), x.dtype)
+    x, pads = _cropped(jnp.asarray(x), pads)
     return lax.reduce_window(
-        jnp.asarray(x), zero, lax.add, (1, *window, 1), (1, *strides, 1),
+        x, np.zeros((), x.dtype), lax.add, (1, *window, 1), (1, *strides, 1),
         ((0, 0), *pads, (0, 0)), window_dilation=(1, *dilations, 1),
     )  # fmt: skip
 
@@ -261,24 +267,20 @@ def _global_lp(call, x, axes):
 
 def _max_unpool(call, x, places, shape=None):
     """Numbers put back where a MaxPool found them, zeros elsewhere."""
-    window = call.get("kernel_shape")
-    strides, n, c = steps(call, "strides", window), *x.shape[:2]
-    pads = call.get("pads", [0] * 2 * len(window))
+    window = call.get("kernel_shape", ())
+    strides, pads = steps(call, "strides", window), call.get("pads", [0] * 2 * len(window))
     size = [
-        (s - 1) * t + k - a - b
-        for s, t, k, a, b in zip(
-            x.shape[2:], strides, window, pads, pads[len(window) :], strict=True
-        )
+        (x.shape[2 + i] - 1) * strides[i] + k - pads[i] - pads[i + len(window)]
+        for i, k in enumerate(window)
     ]
-    flat = jnp.zeros(require_numbers([n * c * math.prod(size)]), x.dtype)
-    y = flat.at[places.reshape(-1)].set(x.reshape(-1)).reshape(n, c, *size)
+    full = require_numbers([*x.shape[:2], *size])
+    flat = jnp.zeros(math.prod(full), x.dtype)
+    y = flat.at[places.reshape(-1)].set(x.reshape(-1)).reshape(full)
     if shape is None:
         return y
-    wanted = [int(s) for s in shape]
-    if math.prod(wanted[2:]) < math.prod(size):
-        raise NotDirect
-    flat = jnp.zeros(require_numbers(wanted), x.dtype).reshape(-1)
-    return flat.at[places.reshape(-1)].set(x.reshape(-1)).reshape(wanted)
+    spare = [(0, int(wanted) - s) for wanted, s in zip(shape, full, strict=True)]
+    require_numbers(shape)
+    return jnp.pad(y, spare)
 
 
 OPERATORS = {

@@ -200,7 +200,7 @@ def _aligned(x: Any, rank: int, last: bool) -> Any:
         raise NotDirect
     if not last or np.size(x) == 1:
         return x
-    xp = np if host(x) else jnp
+    xp: Any = np if host(x) else jnp
     return xp.moveaxis(xp.reshape(x, (1,) * (rank - np.ndim(x)) + np.shape(x)), 1, -1)
 
 
