@@ -169,7 +169,7 @@ def _native_if_kept(step: Step, inputs: Sequence[Any], shape: tuple[int, ...]) -
     first = next(x for x in inputs if isinstance(x, Value))
     if len(shape) != 4 or step.node.op == "Transpose":
         return Layout.FIRST
-    if step.node.op == "MatMul" and np.ndim(inputs[1]) == 2 and not isinstance(inputs[1], Value):
+    if step.node.op == "MatMul" and not isinstance(inputs[1], Value) and np.ndim(inputs[1]) == 2:
         return Layout.NATIVE
     if step.node.op == "LayerNormalization" and step.node.get("axis", -1) in (-1, 3):
         return Layout.NATIVE
