@@ -73,7 +73,7 @@ def of_onnx(properties: Mapping[str, str]) -> Said:
         AuditError: if they are there and make no sense.
     """
     if KEY in properties:
-        return _of_fields(_json(properties[KEY], f"metadata {KEY}"))
+        return _of_fields(parsed_json(properties[KEY], f"metadata {KEY}"))
     orders = {"Rgb8": "RGB", "Bgr8": "BGR", "Rgba8": "RGB", "Bgra8": "BGR"}
     ranges = {"NominalRange_0_255": (0, 255), "Normalized_0_1": (0, 1), "Normalized_1_1": (-1, 1)}
     order = orders.get(properties.get("Image.BitmapPixelFormat", ""))
@@ -81,12 +81,36 @@ def of_onnx(properties: Mapping[str, str]) -> Said:
     return {k: v for k, v in (("order", order), ("range", low_high)) if v is not None}
 
 
+def of_onnx_model(proto: Any) -> Said:
+    """What an `onnx.ModelProto` says of its input: its metadata, and the size in its graph."""
+    said = of_onnx({entry.key: entry.value for entry in proto.metadata_props})
+    filled = {tensor.name for tensor in proto.graph.initializer}
+    inputs = [value for value in proto.graph.input if value.name not in filled]
+    if len(inputs) != 1:
+        return said
+    sides = [d.dim_value for d in inputs[0].type.tensor_type.shape.dim]  # 0: left open
+    if len(sides) != 4:
+        return said
+    rows, columns = sides[1:3] if sides[3] == 3 and sides[1] != 3 else sides[2:4]
+    return {"size": (rows, columns), **said} if rows and columns else said
+
+
+def of_spec(spec: InputSpec) -> Said:
+    """What a whole spec says."""
+    return _of_fields(dataclasses.asdict(spec))
+
+
 def for_onnx(spec: InputSpec) -> dict[str, str]:
     """ONNX `metadata_props` from which `of_onnx` reads the same spec."""
     return {KEY: json.dumps(dataclasses.asdict(spec))}
 
 
-def _json(text: str, where: str) -> Mapping:
+def parsed_json(text: str, where: str) -> Mapping:
+    """An object of JSON.
+
+    Raises:
+        AuditError: if the text is anything else.
+    """
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
