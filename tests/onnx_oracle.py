@@ -1,6 +1,5 @@
 """onnxruntime as the oracle of imported ONNX models, and PyTorch's two exporters."""
 
-import io
 import os
 import tempfile
 import warnings
@@ -30,9 +29,8 @@ def export(module, shape, *, dynamo: bool, **options):
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")  # the exporters', not ours
         path = os.path.join(folder, "model.onnx")
-        file = path if dynamo else io.BytesIO()
-        torch.onnx.export(module.eval(), example, file, dynamo=dynamo, **options)
-        return onnx.load(path) if dynamo else onnx.load_from_string(file.getvalue())
+        torch.onnx.export(module.eval(), example, path, dynamo=dynamo, **options)
+        return onnx.load(path)
 
 
 def reference(proto, images: np.ndarray, names) -> dict[str, np.ndarray]:
@@ -63,13 +61,14 @@ def reference(proto, images: np.ndarray, names) -> dict[str, np.ndarray]:
 def disagreement(model: Model, proto, images: np.ndarray) -> Mapping[str, float]:
     """Largest error at every tap, relative to the largest value there; images (n, h, w, c)."""
     import jax
+    import jax.numpy as jnp
 
     from fvaudit.models.imports.onnx import names as naming
 
     onnx_names = {naming.plain(o): o for node in proto.graph.node for o in node.output if o}
     layers = model.layers
     got = jax.jit(lambda x: model.activations(x, layers))(images)
-    x = np.asarray(model.input.normalise(images)).transpose(0, 3, 1, 2)
+    x = np.asarray(model.input.normalise(jnp.asarray(images))).transpose(0, 3, 1, 2)
     wanted = reference(proto, np.ascontiguousarray(x), [onnx_names[name] for name in layers])
     return {name: _error(np.asarray(got[name]), wanted[onnx_names[name]]) for name in layers}
 

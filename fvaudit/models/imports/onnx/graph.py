@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fvaudit.models.imports.onnx.reading import MOST_NODES, require_onnx, tensor_bytes
+from fvaudit.models.imports.onnx.reading import MOST_NODES, require_onnx, tensor_bytes, text
 from fvaudit.models.imports.pickle_ops import shown
 from fvaudit.records import AuditError
 
@@ -83,17 +83,18 @@ def _graph(graph: Any, versions: Mapping[str, int], known: set[str]) -> Graph:
         raise AuditError("The model holds sparse initializers. Save it with dense ones.")
     constants: dict[str, np.ndarray] = {}
     for tensor in graph.initializer:
-        if not tensor.name or tensor.name in constants:
+        name = text(tensor.name)
+        if not name or name in constants:
             raise AuditError(
-                f"The model holds two initializers {shown(tensor.name)}; expected one."
+                f"The model holds two initializers {shown(text(tensor.name))}; expected one."
             )
-        constants[tensor.name] = array(tensor)
-    inputs = tuple(_input(value) for value in graph.input if value.name not in constants)
+        constants[name] = array(tensor)
+    inputs = tuple(_input(value) for value in graph.input if text(value.name) not in constants)
     given = known | set(constants) | {i.name for i in inputs}
     if len({i.name for i in inputs}) != len(inputs):
         raise AuditError("The model names two inputs alike; expected each once.")
     nodes = _ordered([_node(node, versions, given) for node in graph.node], given)
-    outputs = tuple(value.name for value in graph.output)
+    outputs = tuple(text(value.name) for value in graph.output)
     made = given | {name for node in nodes for name in node.outputs}
     if missing := [name for name in outputs if name not in made]:
         raise AuditError(f"No node computes the output {shown(missing[0])} of the model.")
@@ -103,19 +104,19 @@ def _graph(graph: Any, versions: Mapping[str, int], known: set[str]) -> Graph:
 def _node(node: Any, versions: Mapping[str, int], known: set[str]) -> Node:
     domain = _domain(node.domain)
     return Node(
-        op=node.op_type,
+        op=text(node.op_type),
         domain=domain,
         version=versions.get(domain, 0),
-        name=node.name,
-        inputs=tuple(node.input),
-        outputs=tuple(node.output),
-        attributes={a.name: _attribute(a, versions, known) for a in node.attribute},
+        name=text(node.name),
+        inputs=tuple(map(text, node.input)),
+        outputs=tuple(map(text, node.output)),
+        attributes={text(a.name): _attribute(a, versions, known) for a in node.attribute},
         scopes=_scopes(node),
     )
 
 
 def _domain(name: str) -> str:
-    return "" if name == "ai.onnx" else name
+    return "" if name == "ai.onnx" else text(name)
 
 
 def _attribute(attribute: Any, versions: Mapping[str, int], known: set[str]) -> Any:
@@ -127,12 +128,8 @@ def _attribute(attribute: Any, versions: Mapping[str, int], known: set[str]) -> 
     try:
         value = require_onnx().helper.get_attribute_value(attribute)
     except (ValueError, TypeError):
-        raise AuditError(f"Attribute {shown(attribute.name)} has an unknown type.") from None
-    return _text(value) if isinstance(value, bytes) else value
-
-
-def _text(value: bytes) -> str:
-    return value.decode("utf-8", "replace")
+        raise AuditError(f"Attribute {shown(text(attribute.name))} has an unknown type.") from None
+    return text(value) if isinstance(value, bytes) else value
 
 
 def inner(attribute: Any, known: set[str]) -> Graph:
@@ -152,11 +149,11 @@ def inner(attribute: Any, known: set[str]) -> Graph:
 
 
 def _scopes(node: Any) -> tuple[str, ...]:
-    text = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "")
-    if not text or len(text) > _LONGEST_SCOPES:
+    scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "")
+    if not scopes or len(scopes) > _LONGEST_SCOPES:
         return ()
     try:
-        found = ast.literal_eval(text)  # a list of texts; literals only
+        found = ast.literal_eval(text(scopes))  # a list of texts; literals only
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return ()
     return tuple(s for s in found[:-1] if isinstance(s, str)) if isinstance(found, list) else ()
@@ -165,7 +162,7 @@ def _scopes(node: Any) -> tuple[str, ...]:
 def _input(value: Any) -> Input:
     kind = value.type.tensor_type
     if not kind.HasField("shape"):
-        return Input(value.name, None, kind.elem_type)
+        return Input(text(value.name), None, kind.elem_type)
     sizes = (d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim)
     return Input(
         value.name, tuple(s if s is None or s > 0 else None for s in sizes), kind.elem_type
@@ -231,15 +228,17 @@ def array(tensor: Any) -> np.ndarray:
     size = tensor_bytes(tensor)
     if tensor.HasField("raw_data") and len(tensor.raw_data) != size:
         raise AuditError(
-            f"Tensor {shown(tensor.name)} holds {len(tensor.raw_data)} bytes; its shape "
+            f"Tensor {shown(text(tensor.name))} holds {len(tensor.raw_data)} bytes; its shape "
             f"{list(tensor.dims)[:8]} needs {size}."
         )
     try:
         values = np.asarray(require_onnx().numpy_helper.to_array(tensor))
     except Exception as error:  # onnx and NumPy raise many kinds
-        raise AuditError(f"Tensor {shown(tensor.name)} is damaged: {shown(str(error))}") from None
+        raise AuditError(
+            f"Tensor {shown(text(tensor.name))} is damaged: {shown(str(error))}"
+        ) from None
     if values.shape != tuple(tensor.dims):
         raise AuditError(
-            f"Tensor {shown(tensor.name)} does not fill its shape {list(tensor.dims)}."
+            f"Tensor {shown(text(tensor.name))} does not fill its shape {list(tensor.dims)}."
         )
     return values

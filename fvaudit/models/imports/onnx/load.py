@@ -15,7 +15,7 @@ from fvaudit.models.classes import ImageClass
 from fvaudit.models.imports.onnx import names as naming
 from fvaudit.models.imports.onnx.graph import Graph, Input, parse
 from fvaudit.models.imports.onnx.program import Program, compile_graph
-from fvaudit.models.imports.onnx.reading import checked_proto, read_proto
+from fvaudit.models.imports.onnx.reading import checked_proto, read_proto, text
 from fvaudit.models.imports.onnx.running import run_program
 from fvaudit.models.imports.pickle_ops import shown
 from fvaudit.models.model import Forward, InputSpec, Model, build
@@ -74,7 +74,7 @@ def model_from_proto(
     Raises:
         AuditError: as `load_onnx` says.
     """
-    name = name or naming.plain(proto.graph.name) or "onnx"
+    name = name or naming.plain(text(proto.graph.name)) or "onnx"
     return _model(parse(checked_proto(proto)), spec, name, classes, source)
 
 

@@ -76,8 +76,9 @@ def aliases(program: Program, names: Mapping[str, str]) -> dict[str, str]:
     once = Counter(step.node.name for step in program.steps)
     for step in program.steps:
         output, name = names.get(step.node.outputs[0]), plain(step.node.name)
-        says_more = output and name and name not in output and output not in name
-        if says_more and once[step.node.name] == 1 and not _paths(step):
+        if not output or not name or name in output or output in name:
+            continue  # the node's name says nothing more
+        if once[step.node.name] == 1 and not _paths(step):
             found.setdefault(name, output)
     end = logits(program, names)
     if end is not None:

@@ -76,6 +76,11 @@ def checked_proto(
     return _inlined(proto, where) if proto.functions else proto
 
 
+def text(value: str | bytes) -> str:
+    """A name of the file; protobuf gives bytes where they are no UTF-8."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
 def require_onnx() -> Any:
     """The package onnx.
 
@@ -131,7 +136,7 @@ def _tensors(proto: Any, where: str) -> Iterator[Any]:
 
 def _embed(tensor: Any, folder: pathlib.Path | None, budget: int, where: str) -> int:
     """Reads one external tensor into the message; its number of bytes."""
-    name = shown(tensor.name)
+    name = shown(text(tensor.name))
     facts = {entry.key: entry.value for entry in tensor.external_data}
     path = _inside(folder, facts.get("location", ""), name, where)
     size = tensor_bytes(tensor)
@@ -181,7 +186,7 @@ def _inside(folder: pathlib.Path | None, location: str, name: str, where: str) -
         regular = False
     if not regular:
         raise AuditError(
-            f"Tensor {name} of {where} is kept in {shown(location)}, which is not there. "
+            f"Tensor {name} of {where} is kept in {shown(text(location))}, which is not there. "
             "Put it beside the .onnx file."
         )
     return path
@@ -202,12 +207,12 @@ def tensor_bytes(tensor: Any) -> int:
     bits, dims = _BITS.get(tensor.data_type), list(tensor.dims)
     if bits is None:
         raise AuditError(
-            f"Tensor {shown(tensor.name)} has type {tensor.data_type}; expected numbers or bools."
+            f"Tensor {shown(text(tensor.name))} has type {tensor.data_type}; expected numbers or bools."
         )
     size = -(-math.prod(dims) * bits // 8)
     if any(d < 0 for d in dims) or len(dims) > 32 or size > MOST_BYTES:
         raise AuditError(
-            f"Tensor {shown(tensor.name)} has shape {dims[:8]}; expected at most {MOST_BYTES} "
+            f"Tensor {shown(text(tensor.name))} has shape {dims[:8]}; expected at most {MOST_BYTES} "
             "bytes."
         )
     return size
@@ -235,7 +240,9 @@ def _expansion(node: Any, bodies: Any, sizes: Any, callers: tuple, where: str) -
     if key not in bodies:
         return 1 + below
     if key in callers or len(callers) > _DEPTH:
-        raise AuditError(f"{where}: function {shown(node.op_type)} calls itself, or too deep.")
+        raise AuditError(
+            f"{where}: function {shown(text(node.op_type))} calls itself, or too deep."
+        )
     if key not in sizes:
         body = bodies[key].node
         sizes[key] = sum(_expansion(n, bodies, sizes, (*callers, key), where) for n in body)
