@@ -94,7 +94,7 @@ def train(
         if (step + 1) % SAVED == 0 or step + 1 == steps:
             _save_state(state_file, step + 1, state)
             tell(step + 1, steps, float(loss))
-    gate = Gate(gates.logit, jax.device_get(state[0]), "small")
+    gate = Gate(gates.logit, state[0], "small")
     _require_spread(gate, images, seed)
     return gate
 
@@ -123,10 +123,8 @@ def rates(gate: Gate, held_out: Images, seed: int = 0) -> Rates:
 def save(gate: Gate, file: str | os.PathLike[str], facts: Mapping[str, Any]) -> None:
     """A .safetensors file with the gate's parameters, and what is known of it as JSON."""
     leaves = jax.tree_util.tree_leaves_with_path(gate.params)
-    tensors = {
-        jax.tree_util.keystr(p, simple=True, separator="."): np.asarray(x) for p, x in leaves
-    }
-    save_file(tensors, file, {"fvaudit.gate": json.dumps(facts, sort_keys=True)})
+    tensors = {gates.name_of(path): np.asarray(leaf) for path, leaf in leaves}
+    save_file(tensors, file, {gates.FACTS: json.dumps(facts, sort_keys=True)})
 
 
 @functools.cache
