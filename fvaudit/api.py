@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from fvaudit.evidence.activations import Settings, collect
+from fvaudit.evidence.activations import Settings, collect, responses
 from fvaudit.evidence.units import Natural, measure, natural, without_dead
 from fvaudit.models.model import Model
 from fvaudit.optvis.objectives import of_unit
@@ -109,8 +110,16 @@ def path_similarity(
         level=level,
         replicates=replicates,
         rng=np.random.default_rng(seed),
+        responses=_at_its_position(model, unit, known.images.pixels, shown.images),
     )
     return without_dead(result, int((~shown.alive).sum()))
+
+
+def _at_its_position(model: Model, unit: Unit, *images: np.ndarray) -> Any:
+    """A neuron's responses to each set of images; None for a channel, whose means are known."""
+    if unit.position is None:
+        return None
+    return tuple(responses(model, x, unit) for x in images)
 
 
 def _natural(model: Model, images: ImageSet, layers: Sequence[str], settings: Settings) -> Natural:

@@ -14,6 +14,7 @@ from fvaudit.optvis.objectives import (
     Channel,
     ClassLogit,
     ClassProbability,
+    Head,
     Layer,
     Neuron,
     Objective,
@@ -30,7 +31,12 @@ class Row(NamedTuple):
     couples: bool = False  # whether an image's score depends on the other images of its set
 
 
-SHAPES = {"input": (6, 5, 3), "a": (4, 5, 6), "logits": (7,)}  # without the images' axis
+SHAPES = {
+    "input": (6, 5, 3),
+    "a": (4, 5, 6),
+    "t": (3, 6),
+    "logits": (7,),
+}  # without the images' axis
 
 
 def doubles(n: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
@@ -58,6 +64,9 @@ OBJECTIVES = {
     "channel-dense": Row(lambda: Channel("logits", 2), lambda: Channel("logits", 3), ("logits",)),
     "neuron": Row(lambda: Neuron("a", 2), lambda: Neuron("a", 3), ("a",)),
     "neuron-at": Row(lambda: Neuron("a", 2, (0, 4)), lambda: Neuron("a", 2, (3, 0)), ("a",)),
+    "channel-tokens": Row(lambda: Channel("t", 2), lambda: Channel("t", 4), ("t",)),
+    "neuron-token": Row(lambda: Neuron("t", 2, (1,)), lambda: Neuron("t", 2, (0,)), ("t",)),
+    "head": Row(lambda: Head("t", 1, 3), lambda: Head("t", 2, 3), ("t",)),
     "logit": Row(lambda: ClassLogit(4), lambda: ClassLogit(5), ("logits",)),
     "probability": Row(lambda: ClassProbability(4), lambda: ClassProbability(5), ("logits",)),
     "layer": Row(lambda: Layer("a"), lambda: Layer("a"), ("a",)),
@@ -68,6 +77,9 @@ OBJECTIVES = {
         lambda: NeuronDirection("a", V, (3, 0), 2),
         lambda: NeuronDirection("a", W, (3, 0), 2),
         ("a",),
+    ),
+    "direction-token": Row(
+        lambda: NeuronDirection("t", V, (2,), 2), lambda: NeuronDirection("t", W, (2,), 2), ("t",)
     ),
     "interpolation": Row(
         lambda: Interpolation(Channel("a", 1), ClassLogit(2)),

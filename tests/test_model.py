@@ -86,9 +86,9 @@ def test_messages(call, message):
 
 
 def test_unit_text_round_trip_and_messages():
-    for text in ("blocks.8:17", "logits:281", "conv2d2:5@7,7"):
+    for text in ("blocks.8:17", "logits:281", "conv2d2:5@7,7", "blocks.3.mlp:17@5"):
         assert str(Unit.parse(text)) == text
-    for wrong in ("blocks.8", "17", "a:b", "a:1@2", "a:-1", ""):
+    for wrong in ("blocks.8", "17", "a:b", "a:1@2,", "a:1@1,2,3", "a:-1", ""):
         with pytest.raises(AuditError, match="does not name a unit"):
             Unit.parse(wrong)
 

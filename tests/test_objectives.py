@@ -15,6 +15,7 @@ from fvaudit.optvis.objectives import (
     Channel,
     ClassLogit,
     ClassProbability,
+    Head,
     Layer,
     Neuron,
     Objective,
@@ -49,6 +50,28 @@ def test_channel_of_a_dense_layer_is_its_value():
 def test_neuron_without_position_is_the_centre():
     np.testing.assert_array_equal(Neuron("a", 4)(ACTIVATIONS), X[:, 1, 2, 4])
     np.testing.assert_array_equal(Neuron("a", 4, (2, 0))(ACTIVATIONS), X[:, 2, 0, 4])
+
+
+def test_a_neuron_of_tokens_names_its_token():
+    t = np.arange(2 * 3 * 6, dtype=np.float32).reshape(2, 3, 6)
+    np.testing.assert_array_equal(Neuron("t", 4, (2,))({"t": jnp.asarray(t)}), t[:, 2, 4])
+    np.testing.assert_allclose(Channel("t", 4)({"t": jnp.asarray(t)}), t[..., 4].mean(1))
+    assert str(of_unit(Unit.parse("t:4@2"))) == "t:4@2"
+    with pytest.raises(AuditError, match="is a neuron, but t has 3 tokens; name one of them"):
+        Neuron("t", 4)({"t": jnp.asarray(t)})
+    with pytest.raises(AuditError, match="but a has rows and columns; name both"):
+        Neuron("a", 4, (2,))(ACTIVATIONS)
+
+
+def test_a_head_is_the_mean_of_squares_of_its_channels():
+    t = np.random.default_rng(0).normal(size=(2, 3, 6)).astype(np.float32)
+    found = Head("t", 1, 3)({"t": jnp.asarray(t)})
+    np.testing.assert_allclose(found, (t[:, :, 2:4] ** 2).mean((1, 2)), rtol=1e-6)
+    assert str(Head("t", 1, 3)) == "Head(t, 1 of 3)"
+    with pytest.raises(AuditError, match="Head 3 of t does not exist: it has 0 to 2"):
+        Head("t", 3, 3)
+    with pytest.raises(AuditError, match="t has 6 channels, which are not 4 equal heads"):
+        Head("t", 3, 4)({"t": jnp.asarray(t)})
 
 
 def test_algebra_is_exact_in_value_and_text():
@@ -298,9 +321,9 @@ def test_directions_that_do_not_fit_the_layer():
         AuditError, match="direction of a has 5 numbers, but the layer has 6 channels"
     ):
         Direction("a", np.ones(5))(activations())
-    with pytest.raises(AuditError, match="position 4, 0 does not exist: a has 4 x 5 positions"):
+    with pytest.raises(AuditError, match="position 4,0 does not exist: a has 4 x 5 positions"):
         NeuronDirection("a", V, (4, 0))(activations())
-    with pytest.raises(AuditError, match="centre does not exist: logits has no positions"):
+    with pytest.raises(AuditError, match="is a neuron, but logits has no positions"):
         NeuronDirection("logits", np.ones(7))(activations())
 
 

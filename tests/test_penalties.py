@@ -64,7 +64,7 @@ def test_total_variation_does_not_wrap_around():
 
 
 def test_total_variation_needs_positions():
-    with pytest.raises(AuditError, match="compares neighbours, but logits has no positions"):
+    with pytest.raises(AuditError, match="compares neighbours, but logits has no rows and columns"):
         TotalVariation("logits")(activations())
 
 

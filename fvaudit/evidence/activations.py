@@ -7,6 +7,9 @@ is what `Channel` objectives maximize) and a feature vector for path similarity:
               layer from the seed, the same for every image, and recorded
     pooled    channel means
 
+The tokens of a transformer are positions like any other: features are tokens x channels, or means
+over all tokens, CLS among them. Its views "....cls" and "....patches" are layers of their own.
+
 Feature vectors are ranked at once, once per image, on host threads while the devices compute the
 next batch; all pairs are then one matrix product. `collect` keeps the vectors (for Spearman 2 bytes
 a feature, exactly), `compare` only their similarities to vectors that are known already, so that
@@ -29,7 +32,7 @@ from jaxtyping import Array, Float, Int, Num
 from fvaudit.evidence.similarity import kept, rank_type, require_metric, unit_rows
 from fvaudit.models import devices
 from fvaudit.models.model import Forward, Model, record
-from fvaudit.records import AuditError
+from fvaudit.records import AuditError, Unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +91,49 @@ def collect(
             found.responses[layer][rows] = part.responses[layer]
             found.vectors[layer][rows] = part.vectors[layer]
     return found
+
+
+def responses(
+    model: Model, images: Float[np.ndarray, "n h w c"], unit: Unit, *, lanes: int = 8
+) -> Float[np.ndarray, " n"]:
+    """One unit's response to every image: a neuron's activation, or a channel's mean.
+
+    Args:
+        model: the network.
+        images: in [0, 1], of the model's input size.
+        unit: of the network.
+        lanes: images per device and program.
+
+    Raises:
+        AuditError: if the unit does not exist, or for images of another size or range.
+    """
+    model.require_unit(unit)
+    _require(model, images, Settings())
+    devices.start()
+    width = jax.local_device_count() * lanes
+    run = _response_program(model.forward, unit.layer)
+    params = devices.replicated(model.params)
+    batches = (images[start : start + width] for start in range(0, len(images), width))
+    found = [
+        np.asarray(run(params, unit.channel, unit.position or (), _padded(rows, width)))[
+            : len(rows)
+        ]
+        for rows in batches
+    ]
+    return np.concatenate(found) if found else np.empty(0, np.float32)
+
+
+@functools.lru_cache(maxsize=8)
+def _response_program(forward: Forward, layer: str):
+    """Jitted (params, channel, position, images) -> responses, on all devices."""
+
+    def shard(params, channel, position, images):
+        x = record(forward, params, images, [layer])[layer]
+        for place in position:
+            x = jnp.take(x, place, axis=1)
+        return jnp.take(x.mean(tuple(range(1, x.ndim - 1))), channel, axis=-1)
+
+    return devices.on_every_device(shard, shared=3)
 
 
 def compare(

@@ -61,6 +61,7 @@ def measure(
     level: float,
     replicates: int,
     rng: np.random.Generator,
+    responses: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " r"]] | None = None,
 ) -> UnitResult:
     """Path similarity, support and exemplars of one unit.
 
@@ -75,10 +76,13 @@ def measure(
         level: of every interval.
         replicates: of every bootstrap.
         rng: drives every bootstrap and draw.
+        responses: the unit's to natural images and to its visualizations; its channel's means
+            unless given, as they must be for a neuron at a position.
     """
     photograph = known.images.group
-    response = known.features.responses[unit.layer][:, unit.channel]
-    fv_response = fv.responses[unit.layer][:, unit.channel]
+    response, fv_response = responses or (
+        features.responses[unit.layer][:, unit.channel] for features in (known.features, fv)
+    )
     group = choose_group(unit, known, response, group_size)
     profile = _profile(known, fv, layers, group, level, replicates, rng)
     found = support.support(

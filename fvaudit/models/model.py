@@ -25,7 +25,8 @@ from fvaudit.records import AuditError, Unit
 
 Tap = Callable[[str, Array], Array]
 Forward = Callable[[Any, Float[Array, "n h w c"], Tap], Array]  # (params, images in [0, 1], tap)
-Activations = dict[str, Float[Array, "n ..."]]  # (n, h, w, c) for spatial layers, else (n, c)
+# (n, h, w, c) for spatial layers, (n, t, c) for layers of tokens, else (n, c)
+Activations = dict[str, Float[Array, "n ..."]]
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "hamming", "box")  # Pillow's
 ORDERS = ("RGB", "BGR")
@@ -156,12 +157,13 @@ class Model:
                 f"{unit} does not exist: {unit.layer} of {self.name} has channels 0 to "
                 f"{shape[-1] - 1}."
             )
-        inside = unit.position is None or (
-            len(shape) == 3 and all(0 <= p < s for p, s in zip(unit.position, shape, strict=False))
-        )
-        if not inside:
-            extent = f"{shape[0]} x {shape[1]} positions" if len(shape) == 3 else "no positions"
-            raise AuditError(f"{unit} does not exist: {unit.layer} of {self.name} has {extent}.")
+        if unit.position is not None and not _inside(unit.position, shape[:-1]):
+            forms = {1: "tokens, layer:channel@token", 2: "positions, layer:channel@row,column"}
+            extent = f"{' x '.join(map(str, shape[:-1]))} " if len(shape) > 1 else "no "
+            raise AuditError(
+                f"{unit} does not exist: {unit.layer} of {self.name} has {extent}"
+                f"{forms.get(len(shape) - 1, 'positions')}."
+            )
 
     def path_to(self, layer: str) -> tuple[str, ...]:
         """The trunk up to and including `layer`: where its processing path can be compared."""
@@ -182,7 +184,7 @@ class Model:
         digest = hashlib.sha256(repr((self.name, self.input, self.shapes)).encode())
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
             digest.update(jax.tree_util.keystr(path).encode())
-            digest.update(np.ascontiguousarray(leaf).tobytes())
+            digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
         return digest.hexdigest()
 
 
@@ -220,13 +222,19 @@ def build(
         raise AuditError(f"Aliases of {name} name layers that it does not have: {missing[:3]}.")
     shapes |= {alias: shapes[layer] for alias, layer in aliases.items()}
     if aliases:
-        forward = _tapping_aliases(forward, aliases)
+        forward = _tapping_aliases(forward, tuple(aliases.items()))
     return Model(name, params, forward, spec, shapes, trunk, classes, source, aliases)
 
 
-def _tapping_aliases(forward: Forward, aliases: Mapping[str, str]) -> Forward:
+def _inside(position: tuple[int, ...], extent: tuple[int, ...]) -> bool:
+    within = all(0 <= p < size for p, size in zip(position, extent, strict=False))
+    return within and len(position) == len(extent) > 0
+
+
+@functools.lru_cache(maxsize=32)  # one function a network, so that programs are compiled once
+def _tapping_aliases(forward: Forward, aliases: tuple[tuple[str, str], ...]) -> Forward:
     names: dict[str, list[str]] = {}
-    for alias, layer in aliases.items():
+    for alias, layer in aliases:
         names.setdefault(layer, []).append(alias)
 
     def with_aliases(params, images, tap):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from fvaudit.optvis.objectives import Activations, Objective
+from fvaudit.optvis.objectives import Activations, Objective, position_in, position_text
 from fvaudit.optvis.pytrees import constant, data, digest, pytree, static
 from fvaudit.records import AuditError
 
@@ -26,10 +26,10 @@ _FLOOR = 0.1  # of the cosine; lucid
 
 @pytree
 class Direction(Objective):
-    """Mean over all positions of <a, v> max(0.1, cos(a, v))^cosine_power.
+    """Mean over all positions or tokens of <a, v> max(0.1, cos(a, v))^cosine_power.
 
     Args:
-        layer: a layer with positions or a dense one, c channels.
+        layer: any, of c channels.
         vector: (c,) numbers, as float32; data, so one program serves all directions of a layer.
         cosine_power: p >= 0; 0 is the dot product alone.
 
@@ -56,7 +56,7 @@ class Direction(Objective):
 
 @pytree
 class NeuronDirection(Objective):
-    """`Direction` at one position (row, column); without one at the centre, as `Neuron`.
+    """`Direction` at one position, or of one token; without one at the centre, as `Neuron`.
 
     Raises:
         AuditError: as `Direction`; when called, if the layer has no such position.
@@ -64,7 +64,7 @@ class NeuronDirection(Objective):
 
     layer: str = static()
     vector: Any = data()
-    position: tuple[int, int] | None = static(default=None)
+    position: tuple[int, ...] | None = static(default=None)
     cosine_power: float | int = static(default=0.0)
     channels: int = static(default=0, init=False)
 
@@ -75,19 +75,16 @@ class NeuronDirection(Objective):
 
     def __call__(self, activations: Activations) -> Float[Array, " n"]:
         x = activations[self.layer]
-        extent = x.shape[1:-1]
-        row, column = self.position or tuple(s // 2 for s in extent) or (0, 0)
-        if len(extent) != 2 or not (0 <= row < extent[0] and 0 <= column < extent[1]):
-            has = " x ".join(map(str, extent)) or "no"
-            at = "centre" if self.position is None else f"position {row}, {column}"
+        position = position_in(self, x)
+        if not all(0 <= p < size for p, size in zip(position, x.shape[1:-1], strict=True)):
             raise AuditError(
-                f"A direction's {at} does not exist: {self.layer} has {has} positions."
+                f"A direction's position {position_text(position)} does not exist: {self.layer} "
+                f"has {' x '.join(map(str, x.shape[1:-1]))} positions."
             )
-        return _along(self, x[:, row, column])
+        return _along(self, x[:, *position])
 
     def __str__(self) -> str:
-        at = "centre" if self.position is None else f"{self.position[0]},{self.position[1]}"
-        return f"NeuronDirection({_arguments(self)} @{at})"
+        return f"NeuronDirection({_arguments(self)} @{position_text(self.position)})"
 
 
 def unit_length(x: Float[Array, "..."], axes: tuple[int, ...]) -> Float[Array, "..."]:

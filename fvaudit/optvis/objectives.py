@@ -80,7 +80,7 @@ class Objective:
 
 @pytree
 class Channel(Objective):
-    """Mean of one channel over all positions; on a dense layer, that unit's value."""
+    """Mean of one channel over all positions or tokens; on a dense layer, that unit's value."""
 
     layer: str = static()
     index: Any = data()  # int, or a traced integer inside the engine
@@ -100,34 +100,74 @@ class Channel(Objective):
 
 @pytree
 class Neuron(Objective):
-    r"""One channel at one position.
+    r"""One channel at one position, or of one token.
 
-    Without a position it is the centre, [h // 2, w // 2], as in lucid:
+    Without a position it is the centre, [h // 2, w // 2], as in lucid; tokens have none:
 
         5 positions: . . X . .      4 positions: . . X .
+
+    Raises:
+        AuditError: when called, if the layer has no such positions.
     """
 
     layer: str = static()
     index: Any = data()
-    position: tuple[Any, Any] | None = data(default=None)  # (row, column)
+    position: tuple[Any, ...] | None = data(default=None)  # (row, column), or (token,)
 
     def __call__(self, activations: Activations) -> Float[Array, " n"]:
         x = activations[self.layer]
-        if x.ndim != 4:
-            raise AuditError(
-                f"{self} is a neuron, but {self.layer} has no positions; use a Channel."
-            )
-        row, column = self.position or (x.shape[1] // 2, x.shape[2] // 2)
-        at_row = jnp.take(x, row, axis=1)
-        return jnp.take(jnp.take(at_row, column, axis=1), self.index, axis=-1)
+        for place in position_in(self, x):
+            x = jnp.take(x, place, axis=1)
+        return jnp.take(x, self.index, axis=-1)
 
     @property
     def units(self) -> tuple[Unit, ...]:
         return (Unit(self.layer, self.index, self.position),)
 
     def __str__(self) -> str:
-        at = "centre" if self.position is None else f"{self.position[0]},{self.position[1]}"
-        return f"{self.layer}:{self.index}@{at}"
+        return f"{self.layer}:{self.index}@{position_text(self.position)}"
+
+
+@pytree
+class Head(Objective):
+    """Mean of squares over all tokens and the channels of one attention head.
+
+    The outputs of a layer's heads lie side by side: of c channels, head i has those from
+    i c / heads on. What a head says is a vector, whose basis means nothing by itself; its length
+    does not depend on how that basis is turned. For one direction of it see `Direction`.
+
+    Args:
+        layer: of heads, such as "blocks.3.heads".
+        index: of the head, from 0; data, so one program serves all heads of a layer.
+        heads: that the layer has.
+
+    Raises:
+        AuditError: for a head that does not exist; when called, if the layer's channels cannot be
+            shared out equally.
+    """
+
+    layer: str = static()
+    index: Any = data()
+    heads: int = static()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.heads:
+            raise AuditError(
+                f"Head {self.index} of {self.layer} does not exist: it has 0 to {self.heads - 1}."
+            )
+
+    def __call__(self, activations: Activations) -> Float[Array, " n"]:
+        x = activations[self.layer]
+        if x.shape[-1] % self.heads:
+            raise AuditError(
+                f"{self} does not exist: {self.layer} has {x.shape[-1]} channels, which are not "
+                f"{self.heads} equal heads."
+            )
+        own = jnp.take(x.reshape(*x.shape[:-1], self.heads, -1), self.index, axis=-2)
+        return (own**2).mean(tuple(range(1, own.ndim)))
+
+    def __str__(self) -> str:
+        return f"Head({self.layer}, {self.index} of {self.heads})"
 
 
 @pytree
@@ -231,6 +271,32 @@ class Scaled(Objective):
 
     def __str__(self) -> str:
         return f"{self.weight!r}*({self.term})".replace(".0*", "*")
+
+
+def position_in(neuron: Any, x: Float[Array, "n *positions c"]) -> tuple[Any, ...]:
+    """Where a neuron lies in its layer's activation x: its position, or the centre.
+
+    Raises:
+        AuditError: if x has other positions, or tokens, which have no centre.
+    """
+    extent = x.shape[1:-1]
+    if neuron.position is None and len(extent) == 2:
+        return extent[0] // 2, extent[1] // 2
+    if neuron.position is None or len(neuron.position) != len(extent):
+        has = {
+            0: "no positions; use a Channel or a Direction",
+            1: f"{x.shape[1]} tokens; name one of them",
+        }
+        raise AuditError(
+            f"{neuron} is a neuron, but {neuron.layer} has "
+            f"{has.get(len(extent), 'rows and columns; name both')}."
+        )
+    return neuron.position
+
+
+def position_text(position: tuple[Any, ...] | None) -> str:
+    """As a unit writes it: "row,column", "token", or "centre"."""
+    return "centre" if position is None else ",".join(map(str, position))
 
 
 def _is_zero(other: Any) -> bool:

@@ -90,7 +90,7 @@ class TotalVariation(Objective):
     length would (Simonyan et al. 2014 and Mahendran and Vedaldi 2015 have other exponents).
 
     Raises:
-        AuditError: when called, if the layer has no positions.
+        AuditError: when called, if the layer has no rows and columns.
     """
 
     layer: str = static(default="input")
@@ -98,7 +98,9 @@ class TotalVariation(Objective):
     def __call__(self, activations: Activations) -> Float[Array, " n"]:
         x = activations[self.layer]
         if x.ndim != 4:
-            raise AuditError(f"{self} compares neighbours, but {self.layer} has no positions.")
+            raise AuditError(
+                f"{self} compares neighbours, but {self.layer} has no rows and columns."
+            )
         down, right = jnp.diff(x, axis=1), jnp.diff(x, axis=2)
         return _size(down).sum((1, 2, 3)) + _size(right).sum((1, 2, 3))
 
