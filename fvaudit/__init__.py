@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from fvaudit.api import path_similarity as path_similarity
     from fvaudit.config import load_config as load_config
     from fvaudit.data import load_images as load_images
+    from fvaudit.models.imports.flax_modules import from_flax as from_flax
+    from fvaudit.models.imports.functions import from_function as from_function
+    from fvaudit.models.imports.functions import from_intermediates as from_intermediates
+    from fvaudit.models.imports.torch_modules import from_torch as from_torch
+    from fvaudit.models.model import InputSpec as InputSpec
     from fvaudit.models.model import Model as Model
     from fvaudit.models.zoo import load_model as load_model
     from fvaudit.optvis import optimizers as optimizers
@@ -75,6 +80,7 @@ _HOME = {
     "Diversity": "optvis.couplings",
     "Estimate": "records",
     "ImageSet": "records",
+    "InputSpec": "models.model",
     "ImageStatistics": "optvis.natural",
     "Interpolation": "optvis.couplings",
     "L1": "optvis.penalties",
@@ -95,6 +101,10 @@ _HOME = {
     "cppn": "optvis.cppn",
     "fit_statistics": "optvis.natural",
     "fourier": "optvis.params",
+    "from_flax": "models.imports.flax_modules",
+    "from_function": "models.imports.functions",
+    "from_intermediates": "models.imports.functions",
+    "from_torch": "models.imports.torch_modules",
     "load_config": "config",
     "load_images": "data",
     "load_model": "models.zoo",
