@@ -8,6 +8,7 @@ Nothing heavy is imported before a verb needs it, so `--help` answers at once.
 
 import contextlib
 import enum
+import json
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -56,7 +57,19 @@ Overrides = Annotated[
 Weights = Annotated[
     pathlib.Path | None, typer.Option("--weights", help="its weight file, where it needs one")
 ]
-ModelName = Annotated[str, typer.Option("--model", help="name of a model of the zoo")]
+MODELS = "name of the zoo, .onnx file, folder that fvaudit wrote, or hf-hub:org/name"
+ModelName = Annotated[str, typer.Option("--model", help=MODELS)]
+ModelArgument = Annotated[str, typer.Argument(help=MODELS)]
+InputFile = Annotated[
+    pathlib.Path | None,
+    typer.Option("--input", help="YAML file of its preprocessing, where the model does not say it"),
+]
+InputKeys = Annotated[
+    list[str] | None, typer.Option("--set", help="or key by key: input.size=224", metavar="A.B=C")
+]
+AllowDownload = Annotated[
+    bool, typer.Option("--allow-download", help="let hf-hub: names use the network")
+]
 
 
 @app.command("run")
@@ -66,6 +79,8 @@ def run_command(
     set_: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the cost and stop")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="drop earlier results in --out")] = False,
+    input_: InputFile = None,
+    allow_download: AllowDownload = False,
     only_compute: Annotated[
         bool, typer.Option("--no-report", help="do not render the report")
     ] = False,
@@ -76,14 +91,14 @@ def run_command(
     """
     from fvaudit.config import load_config
 
-    loaded = load_config(config, set_ or [])
+    loaded = load_config(config, [*_input_overrides(input_), *(set_ or [])])
     if dry_run:
-        _print_forecast(loaded)
+        _print_forecast(loaded, allow_download)
         return
     from fvaudit.run import audit
 
     with _progress() as listener:
-        run = audit(loaded, out, fresh=fresh, listener=listener)
+        run = audit(loaded, out, fresh=fresh, allow_download=allow_download, listener=listener)
     if not only_compute:
         _render(out)
     _finish(run, loaded)
@@ -114,22 +129,25 @@ def report_command(folder: Folder) -> None:
 
 @app.command("doctor")
 def doctor_command(
-    model: Annotated[str, typer.Argument(help="name of a model of the zoo, or a file of one")],
+    model: ModelArgument,
     data: Annotated[str, typer.Option("--data", help="photographs, best in class folders")],
     weights: Weights = None,
     limit: Annotated[int, typer.Option(help="at most this many photographs")] = 500,
     brief: Annotated[bool, typer.Option("--brief", help="only what every audit looks at")] = False,
+    input_: InputFile = None,
+    set_: InputKeys = None,
+    allow_download: AllowDownload = False,
 ) -> None:
     """Look for wrong preprocessing, layers in training mode, dead layers, NaN, slow parts.
 
     Exit code 1 if there is a problem.
     """
     from fvaudit.doctor import doctor
-    from fvaudit.models.zoo import load_model
     from fvaudit.records import Severity
     from fvaudit.report.text import finding_lines
 
-    found = doctor(load_model(model, weights), data, limit=limit, thorough=not brief)
+    loaded = _model(model, weights, input_, set_, allow_download)
+    found = doctor(loaded, data, limit=limit, thorough=not brief)
     for line in finding_lines(found):
         print(line)
     if found[0].severity is Severity.PROBLEM:
@@ -137,11 +155,15 @@ def doctor_command(
 
 
 @app.command("list")
-def list_command(model: ModelName = "efficientnet_lite0", weights: Weights = None) -> None:
+def list_command(
+    model: ModelName = "efficientnet_lite0",
+    weights: Weights = None,
+    input_: InputFile = None,
+    set_: InputKeys = None,
+    allow_download: AllowDownload = False,
+) -> None:
     """Print a model's layers with their shapes; * marks the trunk that paths are compared along."""
-    from fvaudit.models.zoo import load_model
-
-    loaded = load_model(model, weights)
+    loaded = _model(model, weights, input_, set_, allow_download)
     print(f"{loaded.name}: {len(loaded.layers)} layers; weights: {loaded.source}")
     width = 2 + max(map(len, loaded.layers))
     print(f"  {'layer':<{width}}rows x columns x channels, or tokens x channels; other names")
@@ -154,7 +176,7 @@ def list_command(model: ModelName = "efficientnet_lite0", weights: Weights = Non
 
 @app.command("viz")
 def viz_command(
-    model: Annotated[str, typer.Argument(help="name of a model of the zoo")],
+    model: ModelArgument,
     units: Annotated[list[str], typer.Argument(help="layer:channel[@row,column or @token] ...")],
     out: Annotated[pathlib.Path, typer.Option("--out", "-o", help="where pictures go")],
     weights: Weights = None,
@@ -164,16 +186,18 @@ def viz_command(
     steps: Annotated[int | None, typer.Option(help="updates per image; the recipe's own")] = None,
     repeats: Annotated[int, typer.Option(help="independent images per unit")] = 1,
     seed: Annotated[int, typer.Option(help="of all random draws")] = 0,
+    input_: InputFile = None,
+    set_: InputKeys = None,
+    allow_download: AllowDownload = False,
 ) -> None:
     """Visualize units: one PNG each, and a contact sheet."""
     from fvaudit import pictures
-    from fvaudit.models.zoo import load_model
     from fvaudit.optvis.objectives import of_unit
     from fvaudit.optvis.recipes import recipe as named_recipe
     from fvaudit.optvis.render import Job, render
     from fvaudit.records import Unit
 
-    loaded = load_model(model, weights)
+    loaded = _model(model, weights, input_, set_, allow_download)
     chosen = named_recipe(recipe, loaded.input, steps=steps)
     jobs = [Job(of_unit(Unit.parse(text)), r) for text in units for r in range(repeats)]
     made = []
@@ -187,6 +211,31 @@ def viz_command(
     dead = [f"{job.objective} (repeat {job.repeat})" for job, ascent in made if not ascent.alive]
     if dead:
         print(f"dead, no gradient ever reached the picture: {', '.join(dead)}")
+
+
+def _model(
+    name: str,
+    weights: pathlib.Path | None,
+    input_: pathlib.Path | None,
+    set_: Sequence[str] | None,
+    allow_download: bool,
+) -> Any:
+    """The model that a verb names, with its preprocessing from a file, options, or neither."""
+    from fvaudit.config import input_of
+    from fvaudit.models.zoo import load_model
+
+    said = input_of([*_input_overrides(input_), *(set_ or [])])
+    return load_model(name, weights, input=said, allow_download=allow_download)
+
+
+def _input_overrides(path: pathlib.Path | None) -> list[str]:
+    """A spec file as --set options; JSON is YAML."""
+    if path is None:
+        return []
+    from fvaudit.models.imports.specs import said
+
+    found = said(path, f"--input {path}")
+    return [f"input.{key}={json.dumps(value)}" for key, value in found.items()]
 
 
 def _steps_shown(listener: Callable[["Event"], None], jobs: Sequence[Any]) -> Callable[[Any], None]:
@@ -293,10 +342,10 @@ def _print_summary(run: "Run", code: ExitCode) -> None:
     print(f"exit code {int(code)}: {meaning[code]}")
 
 
-def _print_forecast(config: Any) -> None:
+def _print_forecast(config: Any, allow_download: bool) -> None:
     from fvaudit.plan import forecast
 
-    cost = forecast(config)
+    cost = forecast(config, allow_download=allow_download)
     print(f"units      {len(cost.units)}: {', '.join(cost.units)}")
     print(f"images     {cost.images} visualizations of {cost.steps} steps each")
     print(f"natural    {cost.natural_images} images of {cost.photographs} photographs")

@@ -36,6 +36,44 @@ RecipeName = Literal[
 Count = Annotated[int, pydantic.Field(ge=1)]
 
 
+class Input(_Section):
+    """How pictures become the model's input, where neither the zoo nor the file says it."""
+
+    size: int | tuple[int, int] | None = pydantic.Field(
+        default=None, description="that the network takes: 224, or [rows, columns]"
+    )
+    range: tuple[float, float] | None = pydantic.Field(
+        default=None, description="what black and white become, as in [0, 1]; or mean and std"
+    )
+    mean: float | tuple[float, float, float] | None = pydantic.Field(
+        default=None, description="subtracted, as RGB"
+    )
+    std: float | tuple[float, float, float] | None = pydantic.Field(
+        default=None, description="and divided by, as RGB"
+    )
+    units: Literal["0..1", "0..255"] | None = pydantic.Field(
+        default=None, description="of mean and std"
+    )
+    mode: Literal["caffe", "tf", "torch"] | None = pydantic.Field(
+        default=None, description="of Keras's preprocess_input: stands for range and order"
+    )
+    order: Literal["RGB", "BGR"] | None = pydantic.Field(
+        default=None, description="of the colours that the first layer sees"
+    )
+    resize: Count | None = pydantic.Field(
+        default=None, description="side of a photograph before its centre is cut out, in pixels"
+    )
+    crop_pct: float | None = pydantic.Field(
+        default=None, description="instead of resize: size / resize"
+    )
+    fit: Literal["crop", "pad", "squash"] | None = pydantic.Field(
+        default=None, description="what resize measures: the short side, the long one, both"
+    )
+    interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos", "hamming", "box"] | None = (
+        pydantic.Field(default=None, description="of that resize")
+    )
+
+
 class Images(_Section):
     """Natural images."""
 
@@ -163,10 +201,18 @@ class Config(_Section):
     """An audit."""
 
     version: Literal[1] = 1
-    model: str = pydantic.Field(description="name of a model of the zoo")
+    model: str | None = pydantic.Field(
+        default=None,
+        description="name of a model of the zoo; an .onnx file or a folder that fvaudit wrote, "
+        "relative to the config; hf-hub:org/name; null where fv.audit gets the model itself",
+    )
+    input: Input | None = pydantic.Field(
+        default=None, description="preprocessing; the zoo's or the file's own unless given"
+    )
     weights: str | None = pydantic.Field(
         default=None,
-        description="weight file of the model (.safetensors, .npz, .pth); relative to the config",
+        description="weight file of the model (.safetensors, .npz, .msgpack, .pth); relative to "
+        "the config",
     )
     images: Images
     units: list[Units] = pydantic.Field(min_length=1)
@@ -207,6 +253,27 @@ def load_config(source: str | pathlib.Path, overrides: Sequence[str] = ()) -> Co
     for override in overrides:
         _override(data, override)
     return _resolved(validate(data, str(source)), folder)
+
+
+def input_of(overrides: Sequence[str]) -> dict[str, Any] | None:
+    """What `input.key=value` overrides alone say of a model's input; None if there are none.
+
+    Raises:
+        AuditError: if a key is none of `input`, or a value is not allowed.
+    """
+    data: dict[str, Any] = {}
+    for override in overrides:
+        _override(data, override)
+    other = next((key for key in data if key != "input"), None)
+    if other is not None:
+        raise AuditError(f"--set takes keys of input here, as in input.size=224; got {other!r}.")
+    if not data:
+        return None
+    try:
+        return Input.model_validate(data["input"]).model_dump(exclude_none=True)
+    except pydantic.ValidationError as error:
+        problems = "\n".join(f"  input.{_problem(e, Input)}" for e in error.errors())
+        raise AuditError(f"The input is not valid:\n{problems}") from None
 
 
 def presets() -> dict[str, Any]:
@@ -301,19 +368,20 @@ def _position(node: list[Any], part: str, text: str) -> int:
     return int(part)
 
 
-def _problem(error: Any) -> str:
+def _problem(error: Any, section: Any = Config) -> str:
     where = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(error["loc"][-1]), _keys_beside(error["loc"]), n=1)
+        near = difflib.get_close_matches(
+            str(error["loc"][-1]), _keys_beside(error["loc"], section), n=1
+        )
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return f"{where}: there is no such key{hint}"
     got = "" if error["type"] == "missing" else f", got {error['input']!r}"
     return f"{where or 'config'}: {error['msg'].removeprefix('Value error, ')}{got}"
 
 
-def _keys_beside(location: tuple[Any, ...]) -> list[str]:
+def _keys_beside(location: tuple[Any, ...], section: Any) -> list[str]:
     """The keys that are allowed where an unknown one stood."""
-    section: Any = Config
     for part in location[:-1]:
         if isinstance(part, str) and part in section.model_fields:
             section = _section_of(section.model_fields[part].annotation) or section
@@ -338,4 +406,14 @@ def _resolved(config: Config, folder: pathlib.Path) -> Config:
     classes = None if images.classes is None else whole(images.classes)
     update = images.model_copy(update={"source": source, "classes": classes})
     weights = None if config.weights is None else whole(config.weights)
-    return config.model_copy(update={"images": update, "weights": weights})
+    model = config.model
+    if model is not None and _is_file(model, folder):
+        model = whole(model)
+    return config.model_copy(update={"images": update, "weights": weights, "model": model})
+
+
+def _is_file(model: str, folder: pathlib.Path) -> bool:
+    """Whether a model's name means a file or a folder, and not the zoo's or a hub's."""
+    if model.startswith("hf-hub:"):
+        return False
+    return "/" in model or model.lower().endswith(".onnx") or (folder / model).exists()

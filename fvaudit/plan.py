@@ -46,6 +46,41 @@ class Forecast:
     memory: int  # bytes at the peak, estimated
 
 
+def audited_model(
+    config: Config, model: Model | None = None, *, allow_download: bool = False
+) -> Model:
+    """The model that a config names, or the one that was handed in.
+
+    Args:
+        config: the audit.
+        model: to audit instead; the config must then name none, or this one.
+        allow_download: whether the config's model may come from a hub.
+
+    Raises:
+        AuditError: if there is none or both, or it cannot be loaded.
+    """
+    if model is None:
+        model = _loaded(config, allow_download)
+    elif config.model not in (None, model.name) or config.weights or config.input:
+        raise AuditError(
+            f"The model {model.name} was passed, and the config says "
+            f"{config.model or 'weights or input'} too. Leave model, weights and input out of it."
+        )
+    if config.images.classes and not model.classes:
+        model = dataclasses.replace(model, classes=load_classes(config.images.classes))
+    return model
+
+
+def _loaded(config: Config, allow_download: bool) -> Model:
+    if config.model is None:
+        raise AuditError(
+            "The config names no model. Say model: (a name of the zoo, an .onnx file, ...), or "
+            "pass one: fv.audit(config, out, model=model)."
+        )
+    said = config.input and config.input.model_dump(exclude_none=True)
+    return load_model(config.model, config.weights, input=said, allow_download=allow_download)
+
+
 def natural_images(config: Config, model: Model) -> ImageSet:
     """The images that the config names, at the model's input size."""
     spec = config.images
@@ -100,10 +135,10 @@ def path_layers(config: Config, model: Model, layer: str) -> tuple[str, ...]:
     return tuple(n for n in model.layers if n in wanted and order[n] <= order[layer])
 
 
-def forecast(config: Config, *, probe_steps: int = 8) -> Forecast:
+def forecast(config: Config, *, allow_download: bool = False, probe_steps: int = 8) -> Forecast:
     """What the audit will cost, from a short timed run of its first layer's program."""
     devices.start()
-    model = load_model(config.model, config.weights)
+    model = audited_model(config, allow_download=allow_download)
     images = natural_images(config, model)
     plan = make_plan(config, model, images)
     engine = config.engine

@@ -32,10 +32,9 @@ from fvaudit.evidence.units import measure, natural, without_dead
 from fvaudit.models import devices
 from fvaudit.models.model import Model
 from fvaudit.models.preflight import preflight
-from fvaudit.models.zoo import load_model
 from fvaudit.optvis import objectives
 from fvaudit.optvis.render import Ascent, Job, Recipe, render
-from fvaudit.plan import make_plan, natural_images, path_layers
+from fvaudit.plan import audited_model, make_plan, natural_images, path_layers
 from fvaudit.records import AuditError, ImageSet, Severity, Status, Unit, UnitResult, Verdict
 
 
@@ -58,8 +57,10 @@ def audit(
     config: Config | str | pathlib.Path,
     out: str | pathlib.Path,
     *,
+    model: Model | None = None,
     overrides: Sequence[str] = (),
     fresh: bool = False,
+    allow_download: bool = False,
     listener: Listener = lambda event: None,
 ) -> store.Run:
     """Computes an audit, or what is missing of one, and judges it against its gates.
@@ -67,8 +68,10 @@ def audit(
     Args:
         config: a config, the path of one, or a preset's name.
         out: the run directory.
+        model: to audit, where the config names none: of from_torch or from_flax, for example.
         overrides: `a.b=c` changes of the config.
         fresh: drop what the directory holds of an earlier run.
+        allow_download: whether the config's model may come from a hub.
         listener: is called with every event.
 
     Returns:
@@ -82,11 +85,11 @@ def audit(
         config = load_config(config, overrides)
     folder = pathlib.Path(out)
     devices.start()
-    listener(Event("load", 0, 1, config.model))
-    model = load_model(config.model, config.weights)
+    listener(Event("load", 0, 1, model.name if model else config.model or ""))
+    model = audited_model(config, model, allow_download=allow_download)
     images = natural_images(config, model)
     plan = make_plan(config, model, images)
-    listener(Event("load", 1, 1, config.model))
+    listener(Event("load", 1, 1, model.name))
     with store.locked(folder):
         _open(folder, config, model, images, plan, fresh)
         _log(folder, f"started: {len(plan.units)} units, {images.photographs} photographs")

@@ -18,8 +18,7 @@ MODEL = tiny_model()
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    for module in (running, plan):
-        monkeypatch.setattr(module, "load_model", lambda name, weights=None: MODEL)
+    monkeypatch.setattr(plan, "load_model", lambda *_, **__: MODEL)
 
 
 @pytest.fixture
@@ -116,7 +115,7 @@ def test_schema_and_init(call, tmp_path):
 
 
 def test_viz_writes_pictures_and_a_sheet(call, tmp_path, monkeypatch):
-    monkeypatch.setattr("fvaudit.models.zoo.load_model", lambda name, weights=None: MODEL)
+    monkeypatch.setattr("fvaudit.models.zoo.load_model", lambda *_, **__: MODEL)
     code, out, _ = call(
         "viz", "tiny", "conv1:0", "conv2:3@1,2", "--out", tmp_path / "v", "--steps", 3,
         "--repeats", 2,
@@ -136,14 +135,14 @@ def test_viz_writes_pictures_and_a_sheet(call, tmp_path, monkeypatch):
 
 
 def test_viz_refuses_what_is_no_unit(call, tmp_path, monkeypatch):
-    monkeypatch.setattr("fvaudit.models.zoo.load_model", lambda name, weights=None: MODEL)
+    monkeypatch.setattr("fvaudit.models.zoo.load_model", lambda *_, **__: MODEL)
     for unit, message in (("conv1", "does not name a unit"), ("conv1:9", "channels 0 to 5")):
         code, _, err = call("viz", "tiny", unit, "--out", tmp_path / "v")
         assert code == 2 and message in err and not (tmp_path / "v").exists()
 
 
 def test_list_prints_layers_and_shapes(call, monkeypatch):
-    monkeypatch.setattr("fvaudit.models.zoo.load_model", lambda name, weights=None: MODEL)
+    monkeypatch.setattr("fvaudit.models.zoo.load_model", lambda *_, **__: MODEL)
     code, out, _ = call("list", "--model", "tiny")
     assert code == 0 and "* conv1" in out and "12 x 12 x 6" in out
 

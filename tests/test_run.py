@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from fvaudit import plan
 from fvaudit import run as running
 from fvaudit.config import validate
 from fvaudit.records import AuditError, Status
@@ -21,7 +22,7 @@ MODEL = tiny_model()
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     """One network for all audits of this file, so that programs are compiled once."""
-    monkeypatch.setattr(running, "load_model", lambda name, weights=None: MODEL)
+    monkeypatch.setattr(plan, "load_model", lambda *_, **__: MODEL)
 
 
 @pytest.fixture
@@ -287,7 +288,7 @@ def test_evidence_follows_the_seed_alone(config, tmp_path):
 def test_an_audit_of_dead_units_concludes_nothing_and_says_so(config, tmp_path, monkeypatch):
     """The network's first layer is shut: no gradient reaches the pictures."""
     shut = MODEL.edited("conv1", lambda params, x: 0 * x)
-    monkeypatch.setattr(running, "load_model", lambda name, weights=None: shut)
+    monkeypatch.setattr(plan, "load_model", lambda *_, **__: shut)
     with pytest.raises(AuditError, match="(?s)doctor stopped this audit.*do not see the picture"):
         running.audit(config, tmp_path / "dead")
     run = running.audit(changed(config, preflight="report"), tmp_path / "dead")

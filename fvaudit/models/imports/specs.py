@@ -77,24 +77,28 @@ def input_spec(
     """
     if isinstance(source, InputSpec):
         return source
-    given = {} if source is None else _mapping(source, what)
+    given = {} if source is None else said(source, what)
     return _spec(_merged(given, known or {}), what)
 
 
 def _merged(given: Said, known: Said) -> dict[str, Any]:
     """What is given, and what is known where nothing of the same kind is given."""
     kinds = ({"range", "mean", "std", "units", "mode"}, {"resize", "crop_pct"}, {"order", "mode"})
-    said = {key for key in given if given[key] is not None}
-    closed = {key for kind in kinds if kind & said for key in kind} | said
-    rest = {key: value for key, value in known.items() if key not in closed}
-    return {**rest, **{key: given[key] for key in said}}
+    own = {key: value for key, value in given.items() if value is not None}
+    closed = {key for kind in kinds if kind & own.keys() for key in kind} | own.keys()
+    return {key: value for key, value in known.items() if key not in closed} | own
 
 
-def _mapping(source: Any, what: str) -> Said:
+def said(source: Any, what: str) -> Said:
+    """What a source says, complete or not, in the keys above.
+
+    Raises:
+        AuditError: if it cannot be read, or has other keys.
+    """
     if isinstance(source, str | os.PathLike):
         source = _read(source)
-    if (said := metadata.read(source)) is not None:
-        return said
+    if (read := metadata.read(source)) is not None:
+        return read
     if not isinstance(source, Mapping):
         raise AuditError(
             f"input= of {what} is {type(source).__name__}, from which no preprocessing can be "
