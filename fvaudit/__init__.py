@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fvaudit.api import path_similarity as path_similarity
     from fvaudit.config import load_config as load_config
     from fvaudit.data import load_images as load_images
+    from fvaudit.doctor import doctor as doctor
     from fvaudit.models.imports.flax_modules import from_flax as from_flax
     from fvaudit.models.imports.functions import from_function as from_function
     from fvaudit.models.imports.functions import from_intermediates as from_intermediates
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from fvaudit.optvis.objectives import Channel as Channel
     from fvaudit.optvis.objectives import ClassLogit as ClassLogit
     from fvaudit.optvis.objectives import ClassProbability as ClassProbability
+    from fvaudit.optvis.objectives import Head as Head
     from fvaudit.optvis.objectives import Layer as Layer
     from fvaudit.optvis.objectives import Neuron as Neuron
     from fvaudit.optvis.params import fourier as fourier
@@ -61,7 +63,9 @@ if TYPE_CHECKING:
     from fvaudit.optvis.visualize import visualize as visualize
     from fvaudit.records import AuditError as AuditError
     from fvaudit.records import Estimate as Estimate
+    from fvaudit.records import Finding as Finding
     from fvaudit.records import ImageSet as ImageSet
+    from fvaudit.records import Severity as Severity
     from fvaudit.records import Status as Status
     from fvaudit.records import Unit as Unit
     from fvaudit.records import UnitResult as UnitResult
@@ -79,6 +83,8 @@ _HOME = {
     "Direction": "optvis.directions",
     "Diversity": "optvis.couplings",
     "Estimate": "records",
+    "Finding": "records",
+    "Head": "optvis.objectives",
     "ImageSet": "records",
     "InputSpec": "models.model",
     "ImageStatistics": "optvis.natural",
@@ -90,6 +96,7 @@ _HOME = {
     "Neuron": "optvis.objectives",
     "NeuronDirection": "optvis.directions",
     "Proximity": "optvis.penalties",
+    "Severity": "records",
     "Status": "records",
     "TotalVariation": "optvis.penalties",
     "Unit": "records",
@@ -99,6 +106,7 @@ _HOME = {
     "audit": "run",
     "collect_natural": "api",
     "cppn": "optvis.cppn",
+    "doctor": "doctor",
     "fit_statistics": "optvis.natural",
     "fourier": "optvis.params",
     "from_flax": "models.imports.flax_modules",

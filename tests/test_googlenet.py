@@ -97,7 +97,8 @@ def _torch_forward(torch, model, image):
     def conv(name, x, stride=1):
         w = torch.from_numpy(np.array(p["convs"][name]["kernel"]).transpose(3, 2, 0, 1).copy())
         b = torch.from_numpy(np.array(p["convs"][name]["bias"]))
-        return tap(name, F.relu(F.conv2d(x, w, b, stride, padding=w.shape[2] // 2)))
+        y = F.conv2d(x, w, b, stride, padding=w.shape[2] // 2)
+        return tap(name, F.relu(tap(f"{name}_pre_relu", y)))
 
     def pool(name, x):
         return tap(name, F.max_pool2d(x, 3, 2, ceil_mode=True))
@@ -111,6 +112,8 @@ def _torch_forward(torch, model, image):
         five = conv(f"{name}_5x5", conv(f"{name}_5x5_bottleneck", x))
         pooled = tap(f"{name}_pool", F.max_pool2d(x, 3, 1, 1))
         pooled = conv(f"{name}_pool_reduce", pooled)
+        parts = [f"{name}_{part}_pre_relu" for part in ("1x1", "3x3", "5x5", "pool_reduce")]
+        seen[f"{name}_pre_relu"] = np.concatenate([seen[part] for part in parts], -1)
         return tap(name, torch.cat([one, three, five, pooled], 1))
 
     with torch.no_grad():
@@ -132,12 +135,53 @@ def _torch_forward(torch, model, image):
 
 def test_layers_have_lucids_names_and_the_papers_sizes():
     model = random_model("googlenet", 0)
-    assert len(model.layers) == 11 + 9 * 8  # stem, pools and head; a module's 7 parts and output
+    # Stem, pools and head; a module's 7 parts and output; convolutions and modules before ReLU.
+    assert len(model.layers) == 11 + 9 * 8 + 3 + 9 * (6 + 1)
     assert set(model.trunk) < set(model.layers)
     assert [n for n in model.layers if n in model.trunk] == list(model.trunk)
     assert all(model.shapes[name][0] == size for name, size in SIZES.items())
     assert model.shapes["mixed4e_3x3_bottleneck"] == (14, 14, 160)
     assert model.shapes["mixed5b"] == (7, 7, 1024)
+
+
+# As lucid lists them: (name, channels), less its auxiliary heads and its probabilities.
+LUCID_5H = {
+    "conv2d0": 64, "conv2d1": 64, "conv2d2": 192, "mixed3a": 256, "mixed3b": 480, "mixed4b": 512,
+    "mixed4c": 512, "mixed4d": 528, "mixed4e": 832, "mixed5a": 832, "mixed5b": 1024,
+    "mixed4a_3x3_bottleneck": 96, "mixed4d_pre_relu": 528, "avgpool0": 1024,
+}  # fmt: skip
+LUCID_CAFFE = {
+    "conv1_7x7_s2/conv1_7x7_s2": 64, "conv2_3x3_reduce/conv2_3x3_reduce": 64,
+    "conv2_3x3/conv2_3x3": 192, "inception_3a_output": 256, "inception_3b_output": 480,
+    "inception_4a_output": 512, "inception_4b_output": 512, "inception_4c_output": 512,
+    "inception_4d_output": 528, "inception_4e_output": 832, "inception_5a_output": 832,
+    "inception_5b_output": 1024,
+}  # fmt: skip
+
+
+def test_lucids_names_are_known():
+    model = random_model("googlenet", 0)
+    for name, channels in {**LUCID_5H, **LUCID_CAFFE, "softmax2_pre_activation": 1000}.items():
+        assert model.shapes[name][-1] == channels, name
+    assert model.path_to("inception_4a_output") == model.path_to("mixed4a")
+    for name, reason in (("head0_bottleneck", "auxiliary"), ("softmax2", "ClassProbability")):
+        with pytest.raises(AuditError, match=f"no layer '{name}'.*{reason}"):
+            model.require_layer(name)
+
+
+def test_an_edit_before_the_relu_takes_effect():
+    """Of all branches at once: what is lowered by a constant there is lowered before each ReLU."""
+    model = random_model("googlenet", 0)
+    image = np.random.default_rng(0).random((1, 224, 224, 3), np.float32)
+    edited = model.edited("mixed3b_pre_relu", lambda params, x: x - params, 0.5)
+    layers = ["mixed3b_pre_relu", "mixed3b_3x3", "mixed3b"]
+    before, after = (
+        jax.jit(lambda p, x, forward=m.forward: record(forward, p, x, layers))(m.params, image)
+        for m in (model, edited)
+    )
+    wanted = np.maximum(np.asarray(before["mixed3b_pre_relu"]) - 0.5, 0)
+    np.testing.assert_allclose(after["mixed3b"], wanted, atol=1e-5)
+    np.testing.assert_allclose(after["mixed3b_3x3"], wanted[..., 128:320], atol=1e-5)
 
 
 def test_without_a_file_the_message_says_which():

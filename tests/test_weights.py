@@ -70,7 +70,7 @@ def save(path, tensors):
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pth", ".PT"])
 def test_every_format_fills_the_same_network(tmp_path, suffix, dtype):
     path = save(tmp_path / f"net{suffix}", {n: t.astype(dtype) for n, t in TENSORS.items()})
-    state = load(ABSTRACT, path, TORCH)
+    state, _ = load(ABSTRACT, path, TORCH)
     kernel = TENSORS["conv.weight"]
     for o, i, row, column in [(0, 0, 0, 0), (2, 1, 4, 3), (1, 0, 2, 3)]:
         assert state["conv"]["kernel"][row, column, i, o] == np.float32(kernel[o, i, row, column])

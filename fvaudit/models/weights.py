@@ -4,6 +4,7 @@ A file names and lays out tensors by its own rule; a `Naming` says which:
 
     TORCH  "layer1.0.conv1.weight", kernels (out, in, rows, columns), matrices (out, in)
     LUCID  "conv2d0_w", kernels (rows, columns, in, out), matrices (in, out)
+    FLAX   "conv1.kernel", everything as the network itself holds it
 
 Where packages name one network differently, the file's names decide which rule is meant: the one
 that every tensor fits. If none does, the nearest one says what is missing.
@@ -23,14 +24,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from fvaudit.models.imports.msgpack_file import read_msgpack
 from fvaudit.models.imports.npz import read_npz
 from fvaudit.models.imports.pickle_ops import shown
 from fvaudit.models.imports.pth import read_tensors
 from fvaudit.models.imports.safetensors_file import read_safetensors
+from fvaudit.models.model import InputSpec
 from fvaudit.records import AuditError
 
 
-SUFFIXES = (".safetensors", ".npz", ".pth", ".pt")
+SUFFIXES = (".safetensors", ".npz", ".msgpack", ".pth", ".pt")
 SPARE_BYTES = 2**20  # of a .pth file beyond its numbers: names, counters
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -43,22 +46,25 @@ class Naming(NamedTuple):
     plain: Callable[[str], str | None]  # a name in the file -> as `name` gives it; None: ignored
     shapes: Shapes = {}  # by name: of tensors whose numbers are in order, but in another shape
     label: str = ""  # whose names these are, where a network has several
+    input: InputSpec | None = None  # preprocessing of who names so, if not the network's usual one
 
 
-def load(abstract: Any, path: str | os.PathLike, *namings: Naming) -> Any:
-    """An `nnx.State` of float32 arrays from a weight file.
+def load(abstract: Any, path: str | os.PathLike, *namings: Naming) -> tuple[Any, Naming]:
+    """An `nnx.State` of float32 arrays from a weight file, and how the file names them.
 
     Memory: the file's tensors, of which each is let go once it is converted.
 
     Args:
         abstract: the state's shapes, from `nnx.split(nnx.eval_shape(...))`.
-        path: a .safetensors, .npz (float32, float16; the former also bfloat16), .pth or .pt file.
-        namings: that the file may have; its names decide.
+        path: a .safetensors, .npz (float32, float16; the former also bfloat16), .msgpack, .pth or
+            .pt file.
+        namings: that the file may have, besides Flax's own; its names decide.
 
     Raises:
         AuditError: if the file cannot be read, or fits none of the namings, as `fill` says.
     """
     where = shown(os.fspath(path))
+    namings = (*namings, FLAX)
     count = sum(math.prod(variable.shape) for _, variable in nnx.to_flat_state(abstract))
 
     def check(shapes: Shapes) -> None:
@@ -68,7 +74,7 @@ def load(abstract: Any, path: str | os.PathLike, *namings: Naming) -> Any:
     tensors = read_weights(path, check=check, max_bytes=8 * count + SPARE_BYTES)
     naming = nearest(abstract, {name: x.shape for name, x in tensors.items()}, namings)
     plain = {naming.plain(name): tensors.pop(name) for name in list(tensors)}
-    return _filled(abstract, plain, naming)
+    return _filled(abstract, plain, naming), naming
 
 
 def nearest(abstract: Any, found: Shapes, namings: Sequence[Naming]) -> Naming:
@@ -89,7 +95,7 @@ def read_weights(
         path: a file that ends in one of `SUFFIXES`.
         check: called with all shapes; raises to refuse them. For .safetensors and .npz files this
             is before any tensor is read.
-        max_bytes: limit on a .pth or .pt file, whose shapes are known only after reading.
+        max_bytes: limit on a .msgpack, .pth or .pt file, whose shapes are known only after reading.
 
     Raises:
         AuditError: for another suffix, an unreadable file, and whatever `check` raises.
@@ -99,6 +105,8 @@ def read_weights(
         return read_safetensors(path, check)
     if suffix == ".npz":
         return read_npz(path, check)
+    if suffix == ".msgpack":
+        return read_msgpack(path, check, max_bytes=max_bytes)
     if suffix not in SUFFIXES:
         raise AuditError(
             f"{shown(os.fspath(path))} is no weight file; expected one that ends in "
@@ -137,6 +145,11 @@ def _lucid_name(path: Sequence[Any]) -> str:
 # Of rank 3 are tables of embeddings, which both keep alike.
 TORCH = Naming(_torch_name, {4: (2, 3, 1, 0), 3: (0, 1, 2), 2: (1, 0), 1: (0,)}, _torch_plain)
 LUCID = Naming(_lucid_name, {4: (0, 1, 2, 3), 2: (0, 1), 1: (0,)}, lambda name: name)
+FLAX = Naming(  # "layer1.0.conv1.kernel", as the network's own state has it
+    lambda path: ".".join(map(str, path)),
+    {rank: tuple(range(rank)) for rank in range(1, 5)},
+    lambda name: name,
+)
 
 
 def renamed(naming: Naming, label: str, rules: Sequence[tuple[str, str]], **changes: Any) -> Naming:

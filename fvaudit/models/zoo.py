@@ -4,6 +4,7 @@
 package, read by the tensor-only reader. Other networks read the weight file that the caller names.
 """
 
+import dataclasses
 import difflib
 import functools
 import importlib.util
@@ -17,6 +18,8 @@ from flax import nnx
 from fvaudit.models import devices
 from fvaudit.models import weights as weight_files
 from fvaudit.models.classes import load_classes
+from fvaudit.models.imports import files, hub, metadata
+from fvaudit.models.imports.specs import input_spec
 from fvaudit.models.model import Forward, InputSpec, Model, build
 from fvaudit.models.nets import efficientnet_lite, googlenet, resnet, squeezenet, vgg, vit
 from fvaudit.models.random_weights import random_state
@@ -34,6 +37,7 @@ class _Entry(NamedTuple):
     packaged: tuple[str, str] | None = None  # (package, file in it) of the default weights
     source: str = ""  # of those, with their licence
     aliases: Mapping[str, str] = {}  # further names of layers
+    missing: Mapping[str, str] = {}  # names that one might expect -> why there is no such layer
 
 
 _TORCHVISION = InputSpec(  # torchvision's preprocessing, of its first weights of each network
@@ -95,6 +99,8 @@ _ZOO = {
         "BVLC GoogLeNet's tensors under lucid's names, RGB, kernels (rows, columns, in, out): "
         "conv2d0_w of shape (7, 7, 3, 64), conv2d0_b, ..., softmax2_w of shape (1024, 1000), "
         "softmax2_b (for example googlenet_bvlc.safetensors)",
+        aliases=googlenet.ALIASES,
+        missing=googlenet.MISSING,
     ),
     "resnet18": _resnet("resnet18"),
     "resnet50": _resnet("resnet50"),
@@ -124,24 +130,67 @@ _ZOO = {
 }
 
 
-def load_model(name: str, weights: str | os.PathLike | None = None) -> Model:
-    """Loads a network of the zoo with trained weights.
+def load_model(
+    name: str | os.PathLike,
+    weights: str | os.PathLike | None = None,
+    *,
+    input: Any = None,
+    allow_download: bool = False,
+) -> Model:
+    """Loads a model: a network of the zoo, an .onnx file, a folder, or a model of the hub.
 
     Args:
-        name: one of `zoo_names()`.
-        weights: a .safetensors, .npz, .pth or .pt file; None takes the weights of an installed
-            package, where the network has them.
+        name: one of `zoo_names()`; the path of an .onnx file, or of a folder that fvaudit wrote;
+            or "hf-hub:org/name", with "@revision" or without, which needs the extra `hub`.
+        weights: of a network of the zoo: a .safetensors, .npz, .msgpack, .pth or .pt file; None
+            takes the weights of an installed package, where the network has them.
+        input: how pictures become the model's input: an `InputSpec`, a mapping, or any other thing
+            that `imports.specs.input_spec` reads. What the zoo or the file says can be left out.
+        allow_download: whether the hub may be asked.
 
     Raises:
-        AuditError: if the name is not known, the network needs a weight file and none is given,
-            or the weights are missing, damaged, or of another network.
+        AuditError: if there is no such model, the network needs a weight file and none is given,
+            the weights or the file are missing, damaged, or of another network, or too little is
+            known of the input.
     """
+    name = os.fspath(name)
+    if name.startswith(hub.PREFIX):
+        return _from_hub(name, input, hub.fetch(name, allow_download=allow_download))
+    if name not in _ZOO and files.is_file_name(name):
+        return files.load_file(name, input, weights)
     devices.start()  # loading puts arrays on devices: all of them have to be asked for before
     entry = _entry(name)
     path = _weights_path(name, entry, weights)
-    params = weight_files.load(_network(name)[0], path, *entry.namings)
+    params, naming = weight_files.load(_network(name, entry.input)[0], path, *entry.namings)
     source = entry.source if weights is None else f"the user's file {path.name}"
-    return _model(name, params, name=name, classes=load_classes(), source=source)
+    if naming.input and input is None:
+        source += f", with {naming.label} and the preprocessing that goes with them"
+    spec = naming.input or entry.input
+    if input is not None:
+        spec = input_spec(input, metadata.of_spec(spec), what=name)
+    return _model(name, params, spec, name=name, classes=load_classes(), source=source)
+
+
+_OF_TIMM = {"vit_base_patch16_224": "vit_b_16"}  # its name of a network -> ours, where they differ
+
+
+def _from_hub(name: str, input: Any, fetched: hub.Fetched) -> Model:
+    """A model whose files are there: ONNX, or weights of a network of the zoo."""
+    said = next(filter(None, map(metadata.read, fetched.configs.values())), {})
+    if fetched.path.suffix == ".onnx":
+        known = input_spec(input, said, what=name) if said else input
+        model = files.load_file(fetched.path, known)
+    else:
+        architecture = str(fetched.configs.get("config.json", {}).get("architecture"))
+        network = _OF_TIMM.get(architecture, architecture)
+        if network not in _ZOO:
+            raise AuditError(
+                f"{name} holds weights of {architecture!r}, which is not in the zoo "
+                f"({', '.join(_ZOO)}). Export it to an .onnx file, or load it in PyTorch and pass "
+                "it to from_torch."
+            )
+        model = load_model(network, fetched.path, input=input or said or None)
+    return dataclasses.replace(model, source=fetched.source)
 
 
 def random_model(name: str, seed: int) -> Model:
@@ -158,8 +207,29 @@ def random_model(name: str, seed: int) -> Model:
     """
     devices.start()
     entry = _entry(name)
-    params = random_state(_network(name)[0], entry.gains, seed)
-    return _model(name, params, name=f"{name}_random{seed}", source=f"random weights, seed {seed}")
+    params = random_state(_network(name, entry.input)[0], entry.gains, seed)
+    labels = {"name": f"{name}_random{seed}", "source": f"random weights, seed {seed}"}
+    return _model(name, params, entry.input, **labels)
+
+
+def abstract_params(name: str, spec: InputSpec) -> Any:
+    """Shapes and types of a network's parameters, without any memory for them.
+
+    Raises:
+        AuditError: if the name is not known.
+    """
+    _entry(name)
+    return _network(name, spec)[0]
+
+
+def with_params(network: str, params: Any, spec: InputSpec, **labels: Any) -> Model:
+    """A network of the zoo with the parameters given; `labels` are further fields of `Model`.
+
+    Raises:
+        AuditError: if the name is not known.
+    """
+    _entry(network)
+    return _model(network, params, spec, **labels)
 
 
 def zoo_names() -> tuple[str, ...]:
@@ -172,15 +242,15 @@ def _entry(name: str) -> _Entry:
         near = difflib.get_close_matches(name, _ZOO, n=1) or list(_ZOO)
         raise AuditError(
             f"There is no model {name!r} in the zoo. Known: {', '.join(_ZOO)}; "
-            f"did you mean {near[0]!r}?"
+            f"did you mean {near[0]!r}? Accepted are {files.ACCEPTED}."
         )
     return _ZOO[name]
 
 
 @functools.cache  # one forward function a network, so that programs are compiled once
-def _network(name: str) -> tuple[Any, Forward]:
+def _network(name: str, spec: InputSpec) -> tuple[Any, Forward]:
     """(shapes of the parameters, forward pass)."""
-    module, spec = _ZOO[name].module, _ZOO[name].input
+    module = _ZOO[name].module
     graph, abstract = nnx.split(nnx.eval_shape(lambda: module(nnx.Rngs(0))))
 
     def forward(params, images, tap):
@@ -189,9 +259,10 @@ def _network(name: str) -> tuple[Any, Forward]:
     return abstract, forward
 
 
-def _model(network: str, params: Any, **labels: Any) -> Model:
-    entry, (_, forward) = _ZOO[network], _network(network)
-    return build(forward, params, entry.input, trunk=entry.trunk, aliases=entry.aliases, **labels)
+def _model(network: str, params: Any, spec: InputSpec, **labels: Any) -> Model:
+    entry, (_, forward) = _ZOO[network], _network(network, spec)
+    model = build(forward, params, spec, trunk=entry.trunk, aliases=entry.aliases, **labels)
+    return dataclasses.replace(model, missing=entry.missing)
 
 
 def _weights_path(name: str, entry: _Entry, weights: str | os.PathLike | None) -> pathlib.Path:

@@ -8,9 +8,11 @@ whose outputs are concatenated:
     x -> 5x5_bottleneck (1x1) -> 5x5 ----- |
     x -> pool (max 3/1) -> pool_reduce --- |
 
-Layer names are lucid's. The network is Caffe's, not the "5h" one of most lucid figures, which pads
-like TensorFlow: here the stem pads by 3, and pools round up, so their last window may reach one
-pixel beyond the edge. Response norm (Krizhevsky et al., 2012) runs over 5 channels:
+Layer names are lucid's, those of tensors before a ReLU too (`conv2d0_pre_relu`; `mixed4d_pre_relu`
+joins all branches), and lucid's names of this very network are aliases. It is Caffe's network, not
+the "5h" one of most lucid figures, which pads like TensorFlow and has 508 channels in mixed4a, here
+512: the stem pads by 3, and pools round up, so their last window may reach one pixel beyond the
+edge. Response norm (Krizhevsky et al., 2012) runs over 5 channels:
 
     y_c = x_c / (1 + 1e-4 / 5 * sum_{|d - c| <= 2} x_d ** 2) ** 0.75
 
@@ -66,6 +68,28 @@ TRUNK = (
     "mixed4e", "maxpool3", "mixed5a", "mixed5b", "avgpool", "logits",
 )  # fmt: skip
 
+ALIASES = {
+    # lucid's InceptionV1, the 5h network: what goes by another name there
+    "avgpool0": "avgpool",
+    "maxpool4": "maxpool2",
+    "maxpool10": "maxpool3",
+    "softmax2_pre_activation": "logits",
+    # lucid's InceptionV1_caffe, this network
+    "conv1_7x7_s2/conv1_7x7_s2": "conv2d0",
+    "conv2_3x3_reduce/conv2_3x3_reduce": "conv2d1",
+    "conv2_3x3/conv2_3x3": "conv2d2",
+    **{f"inception_{name[5:]}_output": name for name in MODULES},
+}
+_AUXILIARY = "BVLC's weights come without the auxiliary classifiers of training"
+MISSING = {
+    **{f"{part}{i}": _AUXILIARY for i in (0, 1) for part in ("head", "nn", "softmax")},
+    **{f"head{i}_bottleneck": _AUXILIARY for i in (0, 1)},
+    **{
+        name: "it would hold probabilities; take the objective ClassProbability, or layer 'logits'"
+        for name in ("softmax2", "prob", "output2")
+    },
+}
+
 
 class GoogLeNet(nnx.Module):
     """The whole network; input (n, h, w, 3) in 0..255 less the mean, output logits (n, 1000)."""
@@ -93,27 +117,43 @@ class GoogLeNet(nnx.Module):
         return tap("logits", self.softmax2(x))
 
     def _stem(self, x, tap):
-        x = tap("conv2d0", redirect.relu(self.convs["conv2d0"](x)))
+        x = _active("conv2d0", self.convs["conv2d0"](x), tap)
         x = tap("maxpool0", halved(x))
         x = tap("localresponsenorm0", _response_norm(x))
-        x = tap("conv2d1", redirect.relu(self.convs["conv2d1"](x)))
-        x = tap("conv2d2", redirect.relu(self.convs["conv2d2"](x)))
+        x = _active("conv2d1", self.convs["conv2d1"](x), tap)
+        x = _active("conv2d2", self.convs["conv2d2"](x), tap)
         x = tap("localresponsenorm1", _response_norm(x))
         return tap("maxpool1", halved(x))
 
     def _mixed(self, name, x, tap):
         def active(part, y):
-            return tap(f"{name}_{part}", redirect.relu(y))
+            return _active(f"{name}_{part}", y, tap)
 
         parts = ("1x1", "3x3_bottleneck", "5x5_bottleneck")
-        products = _joined([self.convs[f"{name}_{part}"] for part in parts], x)
-        one, three, five = (active(p, y) for p, y in zip(parts, products, strict=True))
-        three = active("3x3", self.convs[f"{name}_3x3"](three))
-        five = active("5x5", self.convs[f"{name}_5x5"](five))
+        one, three, five = _joined([self.convs[f"{name}_{part}"] for part in parts], x)
         pool = lowering.max_pool(x, (3, 3), (1, 1), ((1, 1), (1, 1)))
         pool = tap(f"{name}_pool", pool)
-        pool = active("pool_reduce", self.convs[f"{name}_pool_reduce"](pool))
-        return tap(name, jnp.concatenate([one, three, five, pool], axis=-1))
+        branches = {
+            "1x1": one,
+            "3x3": self.convs[f"{name}_3x3"](active("3x3_bottleneck", three)),
+            "5x5": self.convs[f"{name}_5x5"](active("5x5_bottleneck", five)),
+            "pool_reduce": self.convs[f"{name}_pool_reduce"](pool),
+        }
+        branches = _together(f"{name}_pre_relu", branches, tap)
+        active_ones = [active(part, y) for part, y in branches.items()]
+        return tap(name, jnp.concatenate(active_ones, axis=-1))
+
+
+def _active(name: str, x: Float[Array, "n h w c"], tap: Tap) -> Float[Array, "n h w c"]:
+    return tap(name, redirect.relu(tap(f"{name}_pre_relu", x)))
+
+
+def _together(name: str, branches: dict[str, Array], tap: Tap) -> dict[str, Array]:
+    """Taps all branches as one and cuts them apart again; the compiler removes what is idle."""
+    widths = [y.shape[-1] for y in branches.values()]
+    whole = tap(name, jnp.concatenate(list(branches.values()), axis=-1))
+    ends = [sum(widths[: i + 1]) for i in range(len(widths) - 1)]
+    return dict(zip(branches, jnp.split(whole, ends, axis=-1), strict=True))
 
 
 def _joined(convs: Sequence[nnx.Conv], x: Float[Array, "n h w c"]) -> list[Array]:

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from fvaudit.models.model import Tap
+from fvaudit.models.model import InputSpec, Tap
 from fvaudit.models.weights import TORCH, renamed
 from fvaudit.optvis import redirect
 from fvaudit.records import AuditError
@@ -142,7 +142,13 @@ def _from_first_torchvision(name: str) -> str:
     return re.sub(r"mlp\.linear_([12])\.", lambda m: f"mlp.{'03'[int(m[1]) - 1]}.", name)
 
 
-TIMM = renamed(TORCH, "timm's names", [(r"^patch_embed\.", "patch_embed.proj.")])
+# The preprocessing of timm's own vit_base_patch16_224; others (DeiT) were trained with another.
+TIMM = renamed(
+    TORCH,
+    "timm's names",
+    [(r"^patch_embed\.", "patch_embed.proj.")],
+    input=InputSpec((224, 224), (0.5,) * 3, (0.5,) * 3, resize=248),
+)
 TORCHVISION = renamed(
     TORCH,
     "torchvision's names",
