@@ -5,9 +5,10 @@ hooked outputs among its results. So each module's output is a value of the grap
 exporter does to the operations, and that value is then called by the module's path. The hooks go
 with the copy. What comes out is compared with PyTorch at every one of these layers.
 
-A module that is called again is "path#2". Modules that return the same numbers, as a block and its
-last part do, are one layer under the shortest path; the others are aliases. Operations outside
-modules that every path crosses (a ReLU called as a function) are layers under the exporter's name.
+A module that is called again is "path#2"; of a tuple, as attention returns it, the first counts.
+Modules that return the same numbers, as a block and its last part do, are one layer under the
+shortest path; the others are aliases. Operations outside modules that every path crosses (a ReLU
+called as a function) are layers under the exporter's name.
 """
 
 import contextlib
@@ -129,13 +130,13 @@ class _Hooked:
 
     def _hook(self, path: str) -> Any:
         def hook(part, inputs, output):
-            tensors = output if isinstance(output, tuple | list) else [output]
-            tensors = [t for t in tensors if isinstance(t, self._torch.Tensor)]
-            if len(tensors) != 1 or not tensors[0].is_floating_point():
+            first: Any = output[0] if type(output) is tuple and output else output
+            if not isinstance(first, self._torch.Tensor) or not first.is_floating_point():
                 return None
-            self._seen.append((path, tensors[0]))
+            self._seen.append((path, first))
             # What follows may work in place: it gets a copy, which the graph has as an Identity.
-            return tensors[0].clone() if output is tensors[0] else None
+            copied = first.clone()
+            return (copied, *output[1:]) if type(output) is tuple else copied
 
         return hook
 
