@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from fvaudit.models.imports.functions import from_intermediates as from_intermediates
     from fvaudit.models.imports.torch_modules import from_torch as from_torch
     from fvaudit.models.model import InputSpec as InputSpec
+    from fvaudit.models.export import export_onnx as export_onnx
+    from fvaudit.models.export import save_folder as save_folder
     from fvaudit.models.model import Model as Model
     from fvaudit.models.zoo import load_model as load_model
     from fvaudit.optvis import optimizers as optimizers
@@ -107,6 +109,7 @@ _HOME = {
     "collect_natural": "api",
     "cppn": "optvis.cppn",
     "doctor": "doctor",
+    "export_onnx": "models.export",
     "fit_statistics": "optvis.natural",
     "fourier": "optvis.params",
     "from_flax": "models.imports.flax_modules",
@@ -122,6 +125,7 @@ _HOME = {
     "pixels": "optvis.params",
     "plateau": "optvis.render",
     "recipe": "optvis.recipes",
+    "save_folder": "models.export",
     "visualize": "optvis.visualize",
     "with_alpha": "optvis.alpha",
 }

@@ -51,10 +51,11 @@ def preflight(
         *inputs.findings(model, images),
         *behaviour.findings(watch, images.pixels, seen),
         *layers.findings(model, images, seen),
-        *mistakes.findings(watch, images, seen, reload=reload if thorough else None,
-                           thorough=thorough),
         *cost.findings(model, watch.operations),
-    ]  # fmt: skip
+    ]
+    if not any(finding.title in inputs.BROKEN for finding in found):
+        again = reload if thorough else None
+        found += mistakes.findings(watch, images, seen, reload=again, thorough=thorough)
     return tuple(sorted(found, key=lambda finding: -finding.severity))
 
 

@@ -8,6 +8,11 @@ from fvaudit.models.preflight.responses import fed
 from fvaudit.records import Finding, ImageSet, Severity
 
 
+BROKEN = (  # photographs that say nothing of preprocessing, whatever the network makes of them
+    "photographs are out of range",
+    "photographs are black",
+    "photographs have lost their colours",
+)
 DARK = 0.02  # greatest pixel of all photographs; 255 / 255 / 255 is 0.004
 FLAT = 1 / 255  # greatest difference of colours that counts as gray
 
@@ -41,13 +46,13 @@ def _pixels(pixels: Float[np.ndarray, "n h w c"]) -> list[Finding]:
     n, low, high = len(pixels), float(pixels.min()), float(pixels.max())
     if not (low >= 0 and high <= 1):  # NaN too
         return [Finding(
-            Severity.PROBLEM, "photographs are out of range",
+            Severity.PROBLEM, BROKEN[0],
             f"pixels lie in [{low:.3g}, {high:.3g}], expected [0, 1]",
             "Divide 0..255 by 255 once, and leave mean and std to the model's input spec.",
         )]  # fmt: skip
     if high < DARK:
         return [Finding(
-            Severity.PROBLEM, "photographs are black",
+            Severity.PROBLEM, BROKEN[1],
             f"the brightest pixel of {n} photographs is {high:.2g} on a scale to 1",
             "Pixels seem to have been divided by 255 twice: give them as 0..1, divided once.",
         )]  # fmt: skip
@@ -55,7 +60,7 @@ def _pixels(pixels: Float[np.ndarray, "n h w c"]) -> list[Finding]:
     gray = int((colours <= FLAT).sum())
     if gray == n and pixels.shape[-1] == 3:
         return [Finding(
-            Severity.PROBLEM, "photographs have lost their colours",
+            Severity.PROBLEM, BROKEN[2],
             f"red, green and blue agree in every pixel of all {n} photographs",
             "Load them in colour (Pillow: .convert('RGB') of the original), or, if the network is "
             "meant for gray pictures, say so with preflight: report.",

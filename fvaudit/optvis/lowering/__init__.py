@@ -7,6 +7,7 @@ additions differs. Rules exist for the CPU; on every other backend the stock low
 from fvaudit.optvis.lowering.convolution import conv_general_dilated as conv_general_dilated
 from fvaudit.optvis.lowering.convolution import observing as observing
 from fvaudit.optvis.lowering.convolution import pointwise as pointwise
+from fvaudit.optvis.lowering.convolution import stock_convolutions as stock_convolutions
 from fvaudit.optvis.lowering.depthwise import depthwise as depthwise
 from fvaudit.optvis.lowering.normalization import local_response_norm as local_response_norm
 from fvaudit.optvis.lowering.pooling import max_pool as max_pool

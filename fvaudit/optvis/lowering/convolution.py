@@ -58,7 +58,8 @@ def conv_general_dilated(
     for see in _observers.get():
         see(lhs, rhs, tuple(window_strides), padding, feature_group_count)
     plain = _is_one(lhs_dilation) and _is_one(rhs_dilation) and lhs.ndim == 4
-    if jax.default_backend() != "cpu" or not plain or not _is_nhwc(dimension_numbers):
+    fast = jax.default_backend() == "cpu" and not _stock.get()
+    if not fast or not plain or not _is_nhwc(dimension_numbers):
         return stock(lhs, rhs, window_strides, padding)
     strides = (window_strides[0], window_strides[1])
     pads = _explicit_padding(lhs, rhs, strides, padding)
@@ -92,6 +93,19 @@ def observing(see: Observer) -> Iterator[None]:
         yield
     finally:
         _observers.reset(token)
+
+
+_stock = contextvars.ContextVar("stock", default=False)
+
+
+@contextlib.contextmanager
+def stock_convolutions() -> Iterator[None]:
+    """Leaves every convolution that is traced inside the context to `lax`, as exports need it."""
+    token = _stock.set(True)
+    try:
+        yield
+    finally:
+        _stock.reset(token)
 
 
 # Winograd's tile by kernel size, first row whose size the picture's shorter side reaches. From

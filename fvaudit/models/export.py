@@ -1,0 +1,156 @@
+"""Models for other tools: ONNX.
+
+The file takes pictures as this package does, RGB in [0, 1], only as planes (n, 3, rows, columns),
+and normalises them itself; its metadata says so, and reading it back needs no `input=`. Every layer
+is an output under its own name, (n, channels, rows, columns) where it has positions. Manipulations
+go out with the network that they are part of.
+
+The translation is jax2onnx's, of the network with JAX's own convolutions: the rules that make them
+fast on a CPU would give thousands of nodes. What was written is run by onnxruntime, where that is
+installed, and compared at every layer.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import math
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from fvaudit.models.folders import load_folder as load_folder
+from fvaudit.models.folders import save_folder as save_folder
+from fvaudit.models.imports import metadata
+from fvaudit.models.model import Model, record
+from fvaudit.optvis.lowering import stock_convolutions
+from fvaudit.records import AuditError
+
+
+OPSET = 21
+AGREEMENT = 1e-4  # relative to a layer's largest activation
+CHECKED = 2  # random images
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """An .onnx file that was written."""
+
+    path: pathlib.Path
+    layers: tuple[str, ...]  # its outputs, shallow to deep
+    batch: int | None  # images that it takes at once; None if any number
+    difference: float  # greatest over layers, relative to the layer's largest activation; NaN if
+    # onnxruntime is not there to run it
+
+
+def export_onnx(
+    model: Model, path: str | os.PathLike, *, layers: Sequence[str] | None = None
+) -> Exported:
+    """Writes a model as ONNX and compares what onnxruntime makes of it.
+
+    Args:
+        model: the network, manipulated or not.
+        path: of the file to write.
+        layers: outputs of the file; all layers if None.
+
+    Raises:
+        AuditError: if jax2onnx is missing or cannot translate the model, a layer does not exist,
+            or onnxruntime disagrees by more than 1e-4; then nothing is written.
+    """
+    names = tuple(model.layers if layers is None else layers)
+    for name in names:
+        model.require_layer(name)
+    proto, batch = _translated(model, names)
+    spec = dataclasses.replace(model.input, mean=(0.0,) * 3, std=(1.0,) * 3, order="RGB")
+    said = {**metadata.for_onnx(spec), "fvaudit.source": model.source, "fvaudit.name": model.name}
+    for key, value in said.items():
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = key, value
+    content = proto.SerializeToString()
+    difference = _difference(model, names, content)
+    if difference > AGREEMENT:
+        raise AuditError(
+            f"onnxruntime makes something else of {model.name}: a layer differs by "
+            f"{difference:.2g} of its largest activation, at most {AGREEMENT} is rounding. Nothing "
+            "was written; please report the network's operations."
+        )
+    pathlib.Path(path).write_bytes(content)
+    return Exported(pathlib.Path(path), names, batch, difference)
+
+
+def _translated(model: Model, names: tuple[str, ...]) -> tuple[Any, int | None]:
+    """(proto, batch): for any number of images, or else for one."""
+    try:
+        from jax2onnx import to_onnx
+    except ImportError:
+        raise AuditError(
+            "Writing ONNX needs jax2onnx. Run: pip install 'fvaudit[export]'"
+        ) from None
+    if len(model.input.mean) != 3:
+        raise AuditError(f"{model.name} takes {len(model.input.mean)} colours; only RGB goes out.")
+
+    def outputs(images):
+        seen = record(model.forward, model.params, images, names)
+        return tuple(seen[name] for name in names)
+
+    spatial = [i for i, name in enumerate(names) if len(model.shapes[name]) == 3]
+    failures = []
+    for batch in ("n", 1):
+        try:
+            with stock_convolutions(), _quiet():
+                return to_onnx(
+                    outputs,
+                    [(batch, *model.input.size, 3)],
+                    model_name=model.name,
+                    opset=OPSET,
+                    input_names=["images"],
+                    output_names=list(names),
+                    inputs_as_nchw=[0],
+                    outputs_as_nchw=spatial,
+                ), None if batch == "n" else batch  # pyright: ignore[reportReturnType]
+        except Exception as error:  # whatever a translator meets in foreign code
+            failures.append(f"{type(error).__name__}: {str(error)[:300]}")
+    raise AuditError(f"{model.name} cannot be written as ONNX ({failures[-1]}).")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the translator's remarks on values whose type it does not write down."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _difference(model: Model, names: tuple[str, ...], content: bytes) -> float:
+    """Greatest difference over layers on random images, in largest activations; NaN unchecked."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return math.nan
+    try:
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        shape = (CHECKED, *model.input.size, 3)
+        images = np.random.default_rng(0).random(shape, np.float32)
+        fixed = session.get_inputs()[0].shape[0] == 1
+        images = images[:1] if fixed else images
+        found = session.run(list(names), {"images": images.transpose(0, 3, 1, 2).copy()})
+    except Exception as error:  # onnxruntime's own errors have no common class
+        raise AuditError(f"onnxruntime does not run {model.name}: {str(error)[:300]}") from None
+    wanted = jax.jit(lambda p, x: record(model.forward, p, x, names))(model.params, images)
+    return max(
+        _gap(np.asarray(wanted[n]), np.asarray(v)) for n, v in zip(names, found, strict=True)
+    )
+
+
+def _gap(wanted: np.ndarray, found: np.ndarray) -> float:
+    found = found.transpose(0, 2, 3, 1) if found.ndim == 4 else found
+    if found.shape != wanted.shape:
+        return math.inf
+    scale = float(np.abs(wanted).max()) or 1.0
+    return float(np.abs(found - wanted).max()) / scale

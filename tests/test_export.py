@@ -1,0 +1,229 @@
+"""Models that go out and come back: folders bit by bit, ONNX against onnxruntime."""
+
+import dataclasses
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fvaudit.models import builders
+from fvaudit.models.builders import Edit
+from fvaudit.models.export import export_onnx, load_folder, save_folder
+from fvaudit.models.folders import Recipe
+from fvaudit.models.model import Model
+from fvaudit.models.zoo import load_model, random_model
+from fvaudit.records import AuditError
+from tests.tiny import pictures, tiny_model
+
+
+@builders.register("test_scaled")
+def scaled(model: Model, params, settings) -> Model:
+    """Multiplies the channels of a layer, and adds to them at one position."""
+
+    def edit(p, x):
+        return x * p["by"]["factor"] + settings["plus"]
+
+    return model.edited(settings["layer"], edit, params)
+
+
+@pytest.fixture(scope="module")
+def base() -> Model:
+    return random_model("squeezenet1_1", seed=3)
+
+
+def manipulated(base: Model) -> tuple[Model, Recipe]:
+    edits = (
+        Edit("test_scaled", {"by": {"factor": jnp.linspace(0, 2, 1000, dtype=jnp.float32)}},
+             {"layer": "logits", "plus": 0.25}),
+        Edit("test_scaled", {"by": {"factor": jnp.float32(3)}}, {"layer": "logits", "plus": 0}),
+    )  # fmt: skip
+    model = base
+    for edit in edits:
+        model = builders.apply(model, edit)
+    return model, Recipe(base, "squeezenet1_1", edits)
+
+
+def test_a_manipulated_model_comes_back_bit_by_bit(base, tmp_path):
+    model, recipe = manipulated(base)
+    save_folder(model, tmp_path / "m", recipe)
+    again = load_model(tmp_path / "m")
+    assert again.fingerprint == model.fingerprint and again.source == model.source
+    assert jax.tree.structure(again.params) == jax.tree.structure(model.params)
+    for one, other in zip(*map(jax.tree.leaves, (again.params, model.params)), strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other), strict=True)
+    images = np.random.default_rng(0).random((1, *model.input.size, 3), np.float32)
+    found, wanted, plain = (
+        np.asarray(m.activations(images, ["logits"])["logits"]) for m in (again, model, base)
+    )
+    np.testing.assert_array_equal(found, wanted)
+    factor = np.linspace(0, 2, 1000, dtype=np.float32)
+    np.testing.assert_allclose(found[0], (plain[0] * factor + 0.25) * 3, rtol=1e-5, atol=1e-5)
+    with pytest.raises(AuditError, match="holds something already"):
+        save_folder(model, tmp_path / "m", recipe)
+
+
+def test_a_recipe_of_another_model_is_refused_and_leaves_nothing(base, tmp_path):
+    model, recipe = manipulated(base)
+    with pytest.raises(AuditError, match="does not give the model that was saved"):
+        save_folder(model, tmp_path / "m", dataclasses.replace(recipe, edits=recipe.edits[:1]))
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.fixture(scope="module")
+def saved(base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    model, recipe = manipulated(base)
+    return save_folder(model, folder, recipe)
+
+
+@pytest.fixture
+def damaged(saved, tmp_path):
+    """A copy whose recipe can be changed: damaged(**changes) -> the folder."""
+
+    def change(**changes):
+        for file in saved.iterdir():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+        said = json.loads((saved / "recipe.json").read_text())
+        (tmp_path / "recipe.json").write_text(json.dumps({**said, **changes}))
+        return tmp_path
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"format": "pickle"}, 'does not say "format"'),
+        ({"files": {}}, "must give checksums of parameters.safetensors and no other"),
+        ({"files": {"../../etc/passwd": "0"}}, "must give checksums"),
+        ({"files": {"parameters.safetensors": "0" * 64}}, "another SHA-256"),
+        ({"network": "../network.onnx"}, "no model '../network.onnx' in the zoo"),
+        ({"network": "vgg16"}, "other tensors than its network has"),
+        ({"edits": []}, "other tensors than its network has: edits.0"),
+        ({"edits": [{"builder": "os.system", "settings": {}, "params": None}]}, "other tensors"),
+        ({"edits": [{}]}, "recipe.json is damaged"),
+        ({"edits": 3}, "recipe.json is damaged"),
+        ({"input": {"size": [0, 0]}}, "damaged"),
+        ({"classes": [1]}, "damaged"),
+        ({"fingerprint": "0"}, "does not give the model that was saved"),
+    ],
+)
+def test_damaged_recipes_are_refused(damaged, changes, message):
+    with pytest.raises(AuditError, match=message):
+        load_folder(damaged(**changes))
+
+
+def test_unknown_builders_are_refused(damaged, saved):
+    edits = json.loads((saved / "recipe.json").read_text())["edits"]
+    edits[0]["builder"] = "os.system"
+    with pytest.raises(
+        AuditError, match="made with 'os.system', which is not known here.*test_scaled"
+    ):
+        load_folder(damaged(edits=edits))
+    with pytest.raises(AuditError, match="two builders 'test_scaled'"):
+        builders.register("test_scaled")(lambda model, params, settings: model)
+
+
+def test_shapes_are_held_against_the_network_before_anything_is_read(damaged, saved):
+    edits = json.loads((saved / "recipe.json").read_text())["edits"]
+    edits[0]["params"]["by"]["factor"][0] = [10**9]
+    with pytest.raises(AuditError, match=r"has shape and type .*1000.*expected \(1000000000,\)"):
+        load_folder(damaged(edits=edits))
+
+
+def test_folders_that_are_none(tmp_path):
+    with pytest.raises(AuditError, match="no recipe.json in it"):
+        load_folder(tmp_path)
+    for text, message in (("{", "is no JSON"), ("[" * 10**5, "is no JSON"), ("[]", "does not say")):
+        (tmp_path / "recipe.json").write_text(text)
+        with pytest.raises(AuditError, match=message):
+            load_folder(tmp_path)
+    os.truncate(tmp_path / "recipe.json", 2**25)
+    with pytest.raises(AuditError, match="more than 16777216 bytes"):
+        load_folder(tmp_path)
+
+
+def test_parameters_that_cannot_be_stored_are_named(base, tmp_path):
+    odd = Edit("test_scaled", {"by": {"factor": np.float64(1)}}, {"layer": "logits", "plus": 0})
+    with pytest.raises(AuditError, match=r"edits.0\['by'\]\['factor'\] has type float64"):
+        save_folder(base, tmp_path / "m", Recipe(base, "squeezenet1_1", (odd,)))
+    odd = Edit("test_scaled", {"by": "1.0"}, {})
+    with pytest.raises(AuditError, match=r"\['by'\] has type <U3; known: float32"):
+        save_folder(base, tmp_path / "m", Recipe(base, "squeezenet1_1", (odd,)))
+
+
+# --- ONNX
+
+
+@pytest.mark.extras
+class TestOnnx:
+    @pytest.fixture(autouse=True)
+    def packages(self):
+        for name in ("jax2onnx", "onnx", "onnxruntime"):
+            pytest.importorskip(name)
+
+    def test_every_layer_agrees_and_keeps_its_name(self, tmp_path):
+        import onnxruntime
+
+        model = tiny_model().edited("conv2", lambda p, x: p * x, jnp.float32(2))
+        done = export_onnx(model, tmp_path / "tiny.onnx")
+        assert done.layers == model.layers and done.batch is None and done.difference < 1e-5
+        session = onnxruntime.InferenceSession(tmp_path / "tiny.onnx")
+        assert [o.name for o in session.get_outputs()] == list(model.layers)
+        images = pictures(3)
+        found = session.run(None, {"images": images.transpose(0, 3, 1, 2).copy()})
+        wanted = model.activations(images, model.layers)
+        for name, value in zip(model.layers, found, strict=True):
+            planes = np.asarray(value)
+            planes = np.moveaxis(planes, 1, -1) if planes.ndim == 4 else planes
+            np.testing.assert_allclose(planes, wanted[name], rtol=1e-4, atol=1e-5)
+
+    def test_it_is_read_back_without_input(self, tmp_path):
+        model = tiny_model()
+        export_onnx(model, tmp_path / "tiny.onnx")
+        again = load_model(tmp_path / "tiny.onnx")
+        assert again.input.size == model.input.size and again.input.resize == model.input.resize
+        images = pictures(3)
+        wanted = model.activations(images, ["conv1", "logits"])
+        found = again.activations(images, ["conv1", "logits"])
+        for name in wanted:
+            np.testing.assert_allclose(found[name], wanted[name], rtol=1e-4, atol=1e-5)
+
+    def test_layers_can_be_chosen(self, tmp_path):
+        assert export_onnx(tiny_model(), tmp_path / "a.onnx", layers=["conv1"]).layers == ("conv1",)
+        with pytest.raises(AuditError, match="no layer 'conv9'"):
+            export_onnx(tiny_model(), tmp_path / "b.onnx", layers=["conv9"])
+
+    def test_what_onnxruntime_makes_something_else_of_is_not_written(self, tmp_path, monkeypatch):
+        from fvaudit.models import export
+
+        monkeypatch.setattr(export, "AGREEMENT", -1.0)
+        with pytest.raises(AuditError, match="a layer differs by .* Nothing was written"):
+            export_onnx(tiny_model(), tmp_path / "a.onnx")
+        assert not (tmp_path / "a.onnx").exists()
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", ["efficientnet_lite0", "googlenet"])
+    def test_trained_networks(self, name, shared_data, tmp_path):
+        weights = shared_data / "models" / "googlenet_bvlc.safetensors"
+        model = load_model(name, weights if name == "googlenet" else None)
+        done = export_onnx(model, tmp_path / "net.onnx")
+        print(name, done.difference, done.batch, (tmp_path / "net.onnx").stat().st_size)
+        assert done.difference < 1e-5 and done.batch is None
+        again = load_model(tmp_path / "net.onnx")
+        images = np.random.default_rng(1).random((2, *model.input.size, 3), np.float32)
+        for layer in (model.trunk[1], "logits"):
+            wanted = np.asarray(model.activations(images, [layer])[layer])
+            found = np.asarray(again.activations(images, [layer])[layer])
+            assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
+
+
+def test_a_missing_translator_is_named(monkeypatch, tmp_path):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    with pytest.raises(AuditError, match=r"pip install 'fvaudit\[export\]'"):
+        export_onnx(tiny_model(), tmp_path / "a.onnx")
