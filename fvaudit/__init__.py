@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from fvaudit.config import load_config as load_config
     from fvaudit.data import load_images as load_images
     from fvaudit.doctor import doctor as doctor
+    from fvaudit.models.export import export_onnx as export_onnx
+    from fvaudit.models.export import save_folder as save_folder
     from fvaudit.models.imports.flax_modules import from_flax as from_flax
     from fvaudit.models.imports.functions import from_function as from_function
     from fvaudit.models.imports.functions import from_intermediates as from_intermediates
     from fvaudit.models.imports.torch_modules import from_torch as from_torch
     from fvaudit.models.model import InputSpec as InputSpec
-    from fvaudit.models.export import export_onnx as export_onnx
-    from fvaudit.models.export import save_folder as save_folder
     from fvaudit.models.model import Model as Model
     from fvaudit.models.zoo import load_model as load_model
     from fvaudit.optvis import optimizers as optimizers
