@@ -1,6 +1,7 @@
 """The doctor on small networks that know their classes: planted mistakes, statistics, layers."""
 
 import dataclasses
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from fvaudit import cli
+from fvaudit.data import load_images
+from fvaudit.doctor import loader
 from fvaudit.models.model import InputSpec, Model, build
 from fvaudit.models.preflight import mistakes, preflight
 from fvaudit.models.preflight.layers import silent_rate_bound
 from fvaudit.models.preflight.settings import CONVENTIONS, settings
+from fvaudit.models.zoo import load_model, with_params
 from fvaudit.records import AuditError, ImageSet, Severity
 from tests.tiny import SIZE, pictures, tiny_model
 
@@ -350,3 +355,66 @@ def test_photographs_that_do_not_fit_are_refused():
     empty = ImageSet(np.zeros((0, 24, 24, 3), np.float32), (), None, np.arange(0))
     with pytest.raises(AuditError, match="at least one photograph"):
         preflight(model, empty)
+
+
+def test_missing_parts_are_said():
+    model = dataclasses.replace(tiny_model(), missing={"logits": "operator Foo is not supported"})
+    found = preflight(model, ImageSet(pictures(3), ("a", "b", "c"), None, np.arange(3)))
+    part = next(f for f in found if f.title == "parts that cannot be audited")
+    assert part.severity is Severity.WARN and "logits: operator Foo" in part.measured
+
+
+# --- the command line, and a real network
+
+
+def test_the_command_line_prints_findings_and_fails_on_problems(monkeypatch, capsys, tmp_path):
+    images = photographs()
+    labels = np.asarray(images.labels)
+    np.savez(tmp_path / "a.npz", images=images.pixels, labels=labels)
+    for model, code in ((PLANTED["BGR"][0], 1), (knowing(), 0)):
+        monkeypatch.setattr(cli, "_model", lambda *_, model=model: model)
+        monkeypatch.setattr(
+            sys, "argv", ["fvaudit", "doctor", "m", "--data", str(tmp_path / "a.npz")]
+        )
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        text = " ".join(capsys.readouterr().out.split())
+        assert stop.value.code == code
+        assert ("PROBLEM preprocessing: the colours are in the wrong order" in text) == bool(code)
+        assert ("fix: Set order='RGB' in the input spec" in text) == bool(code)
+
+
+REAL = {
+    "none": (lambda s: s, lambda x: x, None),
+    "range": (
+        lambda s: dataclasses.replace(s, std=tuple(v / 255 for v in s.std)),
+        lambda x: x,
+        "the range is 255 times too large",
+    ),
+    "cut": (lambda s: dataclasses.replace(s, resize=640), lambda x: x, "the cut is wrong"),
+    "turned": (lambda s: s, lambda x: x[:, ::-1], "stand on their heads"),
+    "planes": (
+        lambda s: s,
+        lambda x: x.transpose(0, 3, 1, 2).reshape(x.shape),
+        "channel planes (n, c, h, w) were reshaped",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+def test_mistakes_planted_in_a_real_network(name, shared_data):
+    """The rest of them: experiments/doctor."""
+    change_spec, change_pixels, said = REAL[name]
+    right = load_model("efficientnet_lite0")
+    spec = change_spec(right.input)
+    model = with_params(
+        "efficientnet_lite0", right.params, spec, name="wrong", classes=right.classes
+    )
+    load = loader(model, lambda m: load_images(folder, m, limit=64))
+    folder = shared_data / "images" / "imagenette160" / "val"
+    images = load(spec)
+    pixels = np.ascontiguousarray(change_pixels(images.pixels))
+    reload = load if said and "cut" in said else None
+    found = grave(preflight(model, dataclasses.replace(images, pixels=pixels), reload=reload))
+    assert found == [] if said is None else any(said in text for text in found)

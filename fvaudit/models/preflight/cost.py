@@ -82,6 +82,14 @@ def _unusable(model: Model) -> list[Finding]:
         "" if model.trunk else "Name the layers to compare in evidence.layers: the network has "
         "none that every path crosses.",
     )]  # fmt: skip
+    if model.missing:
+        name, why = next(iter(model.missing.items()))
+        found.append(Finding(
+            Severity.WARN if "logits" in model.missing else Severity.OK,
+            "parts that cannot be audited",
+            f"{len(model.missing)} layers are not there; {name}: {why}",
+            "Audit layers that are there, or export the network without these operations.",
+        ))  # fmt: skip
     if small:
         found.append(Finding(
             Severity.WARN, "layers too small for path similarity",
