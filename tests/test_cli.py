@@ -1,5 +1,6 @@
 """The command line: verbs, messages, exit codes; no traceback for a user's mistake."""
 
+import dataclasses
 import json
 import sys
 
@@ -145,6 +146,15 @@ def test_list_prints_layers_and_shapes(call, monkeypatch):
     monkeypatch.setattr("fvaudit.models.zoo.load_model", lambda *_, **__: MODEL)
     code, out, _ = call("list", "--model", "tiny")
     assert code == 0 and "* conv1" in out and "12 x 12 x 6" in out
+
+
+def test_list_shows_other_names_beside_their_layer(call, monkeypatch):
+    shapes = {**MODEL.shapes, "features.1": MODEL.shapes["conv1"]}
+    aliased = dataclasses.replace(MODEL, shapes=shapes, aliases={"features.1": "conv1"})
+    monkeypatch.setattr("fvaudit.models.zoo.load_model", lambda *_, **__: aliased)
+    _, out, _ = call("list", "--model", "tiny")
+    assert out.count("features.1") == 1
+    assert next(line for line in out.splitlines() if "features.1" in line).startswith("* conv1 ")
 
 
 @pytest.mark.parametrize(

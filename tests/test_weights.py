@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from fvaudit.models.imports.npz import read_npz
 from fvaudit.models.imports.safetensors_file import read_safetensors
-from fvaudit.models.weights import LUCID, TORCH, fill, load
+from fvaudit.models.weights import LUCID, TORCH, fill, load, renamed
 from fvaudit.records import AuditError
 
 
@@ -57,7 +57,7 @@ def raw_safetensors(path, header, data=b""):
 
 def save(path, tensors):
     if path.suffix == ".safetensors":
-        save_file({name: np.ascontiguousarray(t) for name, t in tensors.items()}, path)
+        save_file({name: np.copy(t, order="C") for name, t in tensors.items()}, path)
     elif path.suffix == ".npz":
         np.savez(path, **tensors)
     else:
@@ -85,6 +85,45 @@ def test_lucids_names_keep_the_layout():
     state = fill(ABSTRACT, single(**tensors), LUCID)
     np.testing.assert_array_equal(state["conv"]["kernel"], tensors["conv_w"])
     np.testing.assert_array_equal(state["fc"]["bias"], tensors["fc_b"])
+
+
+OTHERS = renamed(
+    TORCH,
+    "others' names",
+    [(r"^conv\.", "stem."), (r"^fc\.", "head.proj.")],
+    shapes={"head.proj.weight": (6, 3, 1, 1)},
+    plain=lambda name: name.replace("tail.", "head."),
+)
+
+
+def as_others(tensors):
+    return {n.replace("conv.", "stem.").replace("fc.", "tail.proj."): t for n, t in tensors.items()}
+
+
+def test_the_files_names_decide_between_namings(tmp_path):
+    """Other names, older names, and a matrix that is a 1x1 convolution there: the same numbers."""
+    theirs = as_others(TENSORS)
+    theirs["tail.proj.weight"] = theirs["tail.proj.weight"][..., None, None]
+    plain, one = load(ABSTRACT, save(tmp_path / "a.npz", TENSORS), OTHERS, TORCH)
+    other, two = load(ABSTRACT, save(tmp_path / "b.npz", theirs), OTHERS, TORCH)
+    assert (one, two) == (TORCH, OTHERS)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_file_that_fits_no_naming_is_held_against_the_nearest(tmp_path):
+    theirs = single(**as_others(TENSORS))
+    del theirs["stem.bias"]
+    path = save(tmp_path / "net.safetensors", theirs)
+    with pytest.raises(AuditError, match=r"nearest: others' names\): 1 tensors missing \['stem.bi"):
+        load(ABSTRACT, path, TORCH, OTHERS)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_counters_of_batches_in_files_are_ignored(tmp_path, suffix):
+    path = save(tmp_path / f"net{suffix}", {**single(**TENSORS), **BATCHES})
+    state, _ = load(ABSTRACT, path, TORCH)
+    np.testing.assert_array_equal(state["fc"]["bias"], TENSORS["fc.bias"])
 
 
 def test_bfloat16_is_read_exactly(tmp_path):

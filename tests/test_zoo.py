@@ -12,6 +12,7 @@ from flax import nnx
 
 from fvaudit.models import zoo
 from fvaudit.models.model import record
+from fvaudit.models.nets import vit
 from fvaudit.models.trunk import trunk
 from fvaudit.models.zoo import load_model, random_model
 from fvaudit.records import AuditError
@@ -68,6 +69,24 @@ def test_every_layer_agrees(peer, tmp_path):
     assert errors[worst] < 1e-4, worst
     assert model.source.startswith(f"the user's file weights{peer.suffix}")
     assert len(model.classes) == 1000
+
+
+@pytest.mark.extras
+def test_timms_vit_comes_with_timms_preprocessing():
+    """Which was trained on [-1, 1]; torchvision's on ImageNet's mean and standard deviation."""
+    assert vit.TIMM.input is not None and vit.TIMM.input.mean == vit.TIMM.input.std == (0.5,) * 3
+    config = peers.timm().create_model("vit_base_patch16_224").pretrained_cfg
+    assert (*config["mean"], *config["std"]) == (*vit.TIMM.input.mean, *vit.TIMM.input.std)
+    assert config["interpolation"] == vit.TIMM.input.interpolation
+    assert vit.TIMM.input.resize == int(224 / config["crop_pct"])
+
+
+def test_files_of_older_torchvisions_are_read():
+    """Its own pretrained ViT numbers the MLP's layers 1 and 2, which it renames when it loads."""
+    name = "encoder.layers.encoder_layer_3.mlp.linear_{}.weight"
+    found = [vit.TORCHVISION.plain(name.format(i)) for i in (1, 2)]
+    wanted = [vit.TORCHVISION.name(("blocks", 3, "mlp", f"fc{i}", "kernel")) for i in (1, 2)]
+    assert found == wanted == [name.format("").replace("linear_", str(i)) for i in (0, 3)]
 
 
 def _all_layers(model, image):
