@@ -6,9 +6,9 @@ as unsupported with its reason. Minutes: 8 on two cores. Writes results/onnx/nod
     python experiments/onnx/node_tests.py
 
 A test is one small graph with inputs and outputs. Inputs are traced by JAX ("traced"), as images
-are, except those that must be known at load time (shapes, axes, scales); where a graph computes
-such a value from its whole-number inputs, these are constants ("whole numbers known"); and where
-nothing else is left to trace, the graph is folded in NumPy as it is at load time ("folded").
+are, except those that must be known at load time (shapes, axes, scales, zero points); where a graph
+computes such a value from its whole-number inputs, these are constants ("whole numbers known"); and
+where nothing else is left to trace, the graph is folded in NumPy as at load time ("folded").
 Tolerances are the tests' own (relative 1e-3), with an absolute 1e-5 for numbers near 0; outputs in
 half precision may differ by 4 of its steps, since here they are computed in float32. Numbers of
 64 bits are traced in 32, as JAX is set by default: types are not compared, values are.
@@ -115,7 +115,7 @@ def _modes(graph: Graph, given: Mapping[str, np.ndarray]) -> Iterator[tuple[str,
         node.inputs[i]
         for node in graph.nodes
         if node.op in OPERATORS
-        for i in OPERATORS[node.op].static
+        for i in (*OPERATORS[node.op].static, *OPERATORS[node.op].typed)
         if i < len(node.inputs)
     }
     whole = {n for n, a in given.items() if not jnp.issubdtype(a.dtype, jnp.floating)}

@@ -47,6 +47,7 @@ class Operator(NamedTuple):
     run: Callable[..., Any]  # run(call, *arrays)
     kind: Kind = Kind.PLAIN
     static: tuple[int, ...] = ()  # inputs whose values must be known at load time
+    typed: tuple[int, ...] = ()  # inputs whose own type counts: constants stay as the file has them
     prepare: Mapping[int, Callable[[Any, Any], Any]] = {}  # input -> (xp, array) -> as run takes it
 
 

@@ -31,7 +31,7 @@ def _clip(call, x, low=None, high=None):
     if call.version < 11:
         low, high = call.get("min"), call.get("max")
     if _is(low, 0) and _is(high, 6) and is_floating(x):
-        return redirect.relu6(x)
+        return redirect.relu6(jnp.asarray(x))
     if low is not None:
         x = call.xp.maximum(x, low if host(low) else call.xp.asarray(low, x.dtype))
     if high is not None:
@@ -45,7 +45,7 @@ def _is(value: Any, number: float) -> bool:
 
 
 def _relu(call, x):
-    return redirect.relu(x) if is_floating(x) else call.xp.maximum(x, 0)
+    return redirect.relu(jnp.asarray(x)) if is_floating(x) else call.xp.maximum(x, 0)
 
 
 def _leaky_relu(call, x):
@@ -145,12 +145,25 @@ def _cast_like(call, x, like):
 
 def _converted(call, x, dtype):
     """Half precision is rounded to, and then kept as float32 where JAX computes."""
+    if dtype.name in _UNROUNDED:
+        raise Unsupported(f"rounding to {dtype.name} is not known")
     x = _saturated(call, x, dtype)
     if call.xp is np:
         return x.astype(dtype)
+    if dtype.name in _FEW_BITS:
+        return _wrapped(x, *_FEW_BITS[dtype.name])
     if jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 4:
         return x.astype(dtype).astype(jnp.float32)
     return x.astype(dtype)
+
+
+_UNROUNDED = ("float8_e8m0fnu", "float4_e2m1fn")
+_FEW_BITS = {"int4": (-8, 16), "uint4": (0, 16), "int2": (-2, 4), "uint2": (0, 4)}
+
+
+def _wrapped(x, low, count):
+    """Whole numbers of few bits, which XLA would saturate."""
+    return (x.astype(jnp.int32) - low) % count + low
 
 
 def _saturated(call, x, dtype):
@@ -216,7 +229,6 @@ _RUN = {
     "Shrink": _shrink,
     "Clip": _clip,
     "Cast": _cast,
-    "CastLike": _cast_like,
     "Identity": _same,
     "Add": lambda c, a, b: a + b,
     "Sub": lambda c, a, b: a - b,
@@ -246,5 +258,6 @@ _RUN = {
 
 OPERATORS = {
     **{name: Operator(run, Kind.ELEMENTWISE) for name, run in _RUN.items()},
+    "CastLike": Operator(_cast_like, Kind.ELEMENTWISE, typed=(1,)),
     "Dropout": Operator(_dropout, Kind.ELEMENTWISE, static=(1, 2)),
 }

@@ -44,7 +44,7 @@ def quantized(x, zero, dtype):
         low, high = _RANGES[dtype.name]
         shifted = jnp.clip(x + zero, low, high)
         rounded = jnp.clip(jnp.round(x) + zero, low, high)
-    elif jnp.issubdtype(dtype, jnp.floating):
+    elif jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize == 1 and "e2m1" not in dtype.name:
         top = float(jnp.finfo(dtype).max)
         shifted = jnp.clip(x, -top, top)
         rounded = shifted.astype(dtype).astype(jnp.float32)
@@ -139,11 +139,11 @@ def _matmul_integer(call, a, b, a_zero=None, b_zero=None):
 
 
 OPERATORS = {
-    "QuantizeLinear": Operator(_quantize),
+    "QuantizeLinear": Operator(_quantize, typed=(2,)),
     "DequantizeLinear": Operator(_dequantize),
     "DynamicQuantizeLinear": Operator(_dynamic_quantize),
-    "QLinearConv": Operator(_qlinear_conv, Kind.SPATIAL, prepare={3: kernel_last}),
+    "QLinearConv": Operator(_qlinear_conv, Kind.SPATIAL, prepare={3: kernel_last}, typed=(7,)),
     "ConvInteger": Operator(_conv_integer, Kind.SPATIAL, prepare={1: kernel_last}),
-    "QLinearMatMul": Operator(_qlinear_matmul),
+    "QLinearMatMul": Operator(_qlinear_matmul, typed=(7,)),
     "MatMulInteger": Operator(_matmul_integer),
 }

@@ -37,7 +37,7 @@ def _conv(call, x, kernel, bias=None):
 
 def convolve(x, kernel, strides, pads, dilations, groups):
     """A convolution by the fastest known rule; kernel (positions..., in / groups, out)."""
-    rank = len(strides)
+    x, kernel, rank = jnp.asarray(x), jnp.asarray(kernel), len(strides)
     rest = {"rhs_dilation": dilations, "feature_group_count": groups}
     if rank == 2:
         return lowering.conv_general_dilated(

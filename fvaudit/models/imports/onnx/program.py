@@ -175,6 +175,8 @@ class _Folder:
             self.env[node.outputs[0]] = known
             return
         inputs = self._for_one_image(node, inputs)
+        if not all(x is None or host(x) for x in inputs):
+            inputs = [x if i in operator.typed else _single(x) for i, x in enumerate(inputs)]
         outputs = infer(node, operator, inputs)
         if all(x is None or host(x) for x in inputs):
             self._fold(node, operator, inputs, outputs)
@@ -206,7 +208,7 @@ class _Folder:
         prepare = operator.prepare.get(i)
         value = value if prepare is None else np.ascontiguousarray(prepare(np, value))
         weight = is_floating(value) or ("Q" in node.op and value.ndim > 1) or "Integer" in node.op
-        if i in operator.static or value.size < 2 or not weight:
+        if i in operator.static or i in operator.typed or value.size < 2 or not weight:
             return value
         key = name if prepare is None else f"{name} (kernel)"
         if value.shape != self.env[name].shape and prepare is None:
@@ -231,6 +233,12 @@ class _Folder:
             else x
             for x in inputs
         ]
+
+
+def _single(x: Any) -> Any:
+    """Constants of 16 bits beside images are computed with in float32."""
+    half = host(x) and is_floating(x) and x.dtype.itemsize == 2
+    return np.asarray(x, np.float32) if half else x
 
 
 def _divided(target: np.ndarray, b: int) -> np.ndarray:
@@ -263,7 +271,14 @@ def infer(node: Node, operator: Operator, inputs: Sequence[Any]) -> tuple[Any, .
         Unsupported: if an input must be known and is not.
         AuditError: if an output would be too large.
     """
-    places = [i for i, x in enumerate(inputs) if x is not None and i not in operator.static]
+    live = any(x is not None and not host(x) for x in inputs)
+    places = [
+        i
+        for i, x in enumerate(inputs)
+        if x is not None
+        and i not in operator.static
+        and not (live and host(x) and not is_floating(x))  # known indices are checked
+    ]
     for i in operator.static:
         if i < len(inputs) and inputs[i] is not None and not host(inputs[i]):
             raise Unsupported(f"its input {i + 1} depends on the image; only constants will do")

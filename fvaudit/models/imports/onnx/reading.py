@@ -137,7 +137,7 @@ def _tensors(proto: Any, where: str) -> Iterator[Any]:
 def _embed(tensor: Any, folder: pathlib.Path | None, budget: int, where: str) -> int:
     """Reads one external tensor into the message; its number of bytes."""
     name = shown(text(tensor.name))
-    facts = {entry.key: entry.value for entry in tensor.external_data}
+    facts = {text(entry.key): text(entry.value) for entry in tensor.external_data}
     path = _inside(folder, facts.get("location", ""), name, where)
     size = tensor_bytes(tensor)
     try:
@@ -204,16 +204,14 @@ def tensor_bytes(tensor: Any) -> int:
     Raises:
         AuditError: if the type is not known or holds texts, or the shape is negative or too large.
     """
-    bits, dims = _BITS.get(tensor.data_type), list(tensor.dims)
+    name, dims = shown(text(tensor.name)), list(tensor.dims)
+    bits = _BITS.get(tensor.data_type)
     if bits is None:
-        raise AuditError(
-            f"Tensor {shown(text(tensor.name))} has type {tensor.data_type}; expected numbers or bools."
-        )
+        raise AuditError(f"Tensor {name} has type {tensor.data_type}; expected numbers or bools.")
     size = -(-math.prod(dims) * bits // 8)
     if any(d < 0 for d in dims) or len(dims) > 32 or size > MOST_BYTES:
         raise AuditError(
-            f"Tensor {shown(text(tensor.name))} has shape {dims[:8]}; expected at most {MOST_BYTES} "
-            "bytes."
+            f"Tensor {name} has shape {dims[:8]}; expected at most {MOST_BYTES} bytes."
         )
     return size
 
