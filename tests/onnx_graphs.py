@@ -7,7 +7,14 @@ SIZE = 8
 
 
 def proto(
-    nodes, tensors, *, batch="n", shape=(3, SIZE, SIZE), outputs=None, opset=18, functions=()
+    nodes,
+    tensors,
+    *,
+    batch: str | int = "n",
+    shape=(3, SIZE, SIZE),
+    outputs=None,
+    opset=18,
+    functions=(),
 ):
     """A `ModelProto` whose input is "image" and whose output is the last node's."""
     from onnx import TensorProto, helper, numpy_helper
@@ -39,7 +46,7 @@ def weights(*shape, seed=0):
     return (0.3 * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
 
 
-def convolutional(batch="n", rows=1):
+def convolutional(batch: str | int = "n", rows: int = 1):
     """Convolution, batch norm, pools, a branch, and a head whose Reshape names `rows` images."""
     nodes = [
         node("Conv", ["image", "w1", "b1"], "conv", pads=[1] * 4, kernel_shape=[3, 3]),
@@ -64,7 +71,7 @@ def convolutional(batch="n", rows=1):
     return proto(nodes, tensors, batch=batch)
 
 
-def attentive(batch=1):
+def attentive(batch: str | int = 1):
     """Patches, a class token, one head of attention in (t, n, c) order, as old exporters write."""
     nodes = [
         node("Conv", ["image", "w"], "patches", kernel_shape=[4, 4], strides=[4, 4]),

@@ -43,9 +43,10 @@ def test_every_tap_is_onnxruntimes(name):
 def test_two_images_are_two_runs_of_one(name):
     model = model_from_proto(GRAPHS[name](), SPEC)
     x = images(2, seed=1)
-    both = model.activations(x, model.layers)
+    run = jax.jit(lambda images: model.activations(images, model.layers))
+    both = run(x)
     for i in range(2):
-        one = model.activations(x[i : i + 1], model.layers)
+        one = run(x[i : i + 1])
         for layer in model.layers:
             np.testing.assert_allclose(both[layer][i], one[layer][0], atol=2e-6, err_msg=layer)
 
@@ -191,11 +192,15 @@ def test_aliases_are_module_paths():
     from fvaudit.models.imports.onnx.graph import Node
     from fvaudit.models.imports.onnx.names import _paths
     from fvaudit.models.imports.onnx.program import Step
+    from fvaudit.models.imports.onnx.table import OPERATORS
 
     def paths(name, scopes=()):
-        return _paths(Step(Node("Conv", "", 18, name, (), ("x",), {}, scopes), None, (), ()))
+        return _paths(
+            Step(Node("Conv", "", 18, name, (), ("x",), {}, scopes), OPERATORS["Conv"], (), ())
+        )
 
     assert paths("/layer1/layer1.0/conv1/Conv") == ["layer1", "layer1.0", "layer1.0.conv1"]
+    assert paths("/f/f.0/f.0.1/Conv") == ["f", "f.0", "f.0.1"]
     assert paths("/encoder/layers/layers.3/mlp/Gelu")[-1] == "encoder.layers.3.mlp"
     assert paths("node_conv", ("", "layer1", "layer1.0")) == ["layer1", "layer1.0"]
     assert paths("Conv_0") == []

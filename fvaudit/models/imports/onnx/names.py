@@ -94,12 +94,14 @@ def _paths(step: Step) -> list[str]:
     if not step.node.name.startswith("/"):
         return []
     paths: list[str] = []
+    before = ""
     for part in step.node.name.split("/")[1:-1]:
         last = paths[-1] if paths else ""
-        inside = last.rsplit(".", 1)[-1] if last else ""
-        # A child of a container repeats the container's name: layer1/layer1.0.
-        joined = last + part[len(inside) :] if inside and part.startswith(f"{inside}.") else ""
-        paths.append(joined or (f"{last}.{part}" if last else part))
+        if before and part.startswith(f"{before}."):  # layer1/layer1.0: a container's child
+            paths.append(last.removesuffix(before) + part)
+        else:
+            paths.append(f"{last}.{part}" if last else part)
+        before = part
     return [plain(path) for path in paths]
 
 
