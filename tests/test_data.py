@@ -272,6 +272,12 @@ def test_damaged_npz_and_zip(tmp_path, folder):
         (tmp_path / name).write_bytes(whole[:60])
         with pytest.raises(AuditError, match="is not a readable"):
             load_images(tmp_path / name, MODEL)
+    for header in (b"(" * 50, b"{'descr': '''"):  # NumPy evaluates it
+        content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+        with zipfile.ZipFile(tmp_path / "c.npz", "w") as archive:
+            archive.writestr("images.npy", content)
+        with pytest.raises(AuditError, match="is not a readable .npz of plain arrays"):
+            load_images(tmp_path / "c.npz", MODEL)
 
 
 def test_messages(tmp_path, folder, classes, monkeypatch):
