@@ -49,6 +49,7 @@ class Calls:
         if jax.extend.core.get_opaque_trace_state() != self._outside:
             return output
         name = ".".join(map(str, path))
+        name = f"{name}_" if name == OUTPUT else name  # the network's own output has that name
         self._counts[name] += 1
         count = self._counts[name]
         return self._watch(name if count == 1 else f"{name}#{count}", output)

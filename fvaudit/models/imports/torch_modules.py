@@ -151,13 +151,14 @@ class _Hooked:
         with self._torch.no_grad():
             output, seen = self(images)
         named = zip(_numbered([path for path, _ in seen]), (t for _, t in seen), strict=True)
-        return {_OUTPUT: output.numpy()} | {n: t.numpy() for n, t in named if n != _OUTPUT}
+        return {_OUTPUT: output.numpy()} | {n: t.numpy() for n, t in named}
 
 
 def _numbered(paths: Sequence[str]) -> list[str]:
     counts: Counter[str] = Counter()
     names = []
     for path in paths:
+        path = f"{path}_" if path == _OUTPUT else path  # the network's own output has that name
         counts[path] += 1
         names.append(path if counts[path] == 1 else f"{path}#{counts[path]}")
     return names
