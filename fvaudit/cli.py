@@ -213,6 +213,22 @@ def viz_command(
         print(f"dead, no gradient ever reached the picture: {', '.join(dead)}")
 
 
+@app.command("manipulate")
+def manipulate_command(
+    config: Annotated[pathlib.Path, typer.Argument(help="a YAML file: model, units, attack")],
+    out: Annotated[pathlib.Path, typer.Option("--out", "-o", help="where the model goes")],
+    set_: Overrides = None,
+) -> None:
+    """Hijack visualizations: a model that shows something else, and its certificate."""
+    from fvaudit.manipulation import manipulate
+
+    proof = manipulate(config, out, overrides=set_ or [], tell=print)
+    for name, share in proof["shares"].items():
+        print(f"{name}: {share['value']:.2%} of {share['n']}, at most {share['high']:.2%}")
+    print(f"largest change of a logit: {proof['logit_change_max']:.3g}")
+    print(f"model and certificate in {out}")
+
+
 def _model(
     name: str,
     weights: pathlib.Path | None,

@@ -9,7 +9,7 @@ import importlib.resources
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 import yaml
@@ -17,8 +17,13 @@ import yaml
 from fvaudit.records import AuditError
 
 
-class _Section(pydantic.BaseModel):
+class Section(pydantic.BaseModel):
+    """Keys and values; unknown keys are refused."""
+
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+_Valid = TypeVar("_Valid", bound=Section)
 
 
 Share = Annotated[float, pydantic.Field(gt=0, lt=1)]
@@ -36,7 +41,7 @@ RecipeName = Literal[
 Count = Annotated[int, pydantic.Field(ge=1)]
 
 
-class Input(_Section):
+class Input(Section):
     """How pictures become the model's input, where neither the zoo nor the file says it."""
 
     size: int | tuple[int, int] | None = pydantic.Field(
@@ -74,7 +79,7 @@ class Input(_Section):
     )
 
 
-class Images(_Section):
+class Images(Section):
     """Natural images."""
 
     source: str = pydantic.Field(
@@ -95,7 +100,7 @@ class Images(_Section):
     )
 
 
-class Units(_Section):
+class Units(Section):
     """Which units of one layer."""
 
     layer: str
@@ -116,7 +121,7 @@ class Units(_Section):
         return self
 
 
-class Engine(_Section):
+class Engine(Section):
     """How visualizations are made."""
 
     recipe: RecipeName = pydantic.Field(
@@ -136,7 +141,7 @@ class Engine(_Section):
     )
 
 
-class Evidence(_Section):
+class Evidence(Section):
     """How visualizations are compared with natural images."""
 
     metric: Literal["spearman", "pearson", "cosine"] = "spearman"
@@ -157,7 +162,7 @@ class Evidence(_Section):
     level: Share = pydantic.Field(default=0.95, description="confidence level of every interval")
 
 
-class Gate(_Section):
+class Gate(Section):
     """What every gate has."""
 
     severity: Literal["fail", "warn"] = pydantic.Field(
@@ -189,7 +194,7 @@ class DrivesUnit(Gate):
     )
 
 
-class Gates(_Section):
+class Gates(Section):
     """Which claims are judged, and how strictly; null leaves one out."""
 
     same_path: SamePath | None = SamePath()
@@ -197,7 +202,7 @@ class Gates(_Section):
     drives_unit: DrivesUnit | None = DrivesUnit()
 
 
-class Config(_Section):
+class Config(Section):
     """An audit."""
 
     version: Literal[1] = 1
@@ -245,14 +250,31 @@ def load_config(source: str | pathlib.Path, overrides: Sequence[str] = ()) -> Co
     """
     path = pathlib.Path(source)
     known = presets()
-    if path.suffix not in (".yaml", ".yml", ".json") and str(source) in known:
-        text, folder = known[str(source)].read_text(), pathlib.Path()
-    else:
-        text, folder = _read(path, known), path.parent
-    data = _parse(text, str(source))
+    preset = path.suffix not in (".yaml", ".yml", ".json") and str(source) in known
+    if preset:
+        data = overridden(_parse(known[str(source)].read_text(), str(source)), overrides)
+        return _resolved(validate(data, str(source)), pathlib.Path())
+    return _resolved(validate(read_yaml(path, overrides), str(source)), path.parent)
+
+
+def read_yaml(path: pathlib.Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Keys and values of a YAML file with `a.b=c` overrides applied; nothing is checked.
+
+    Raises:
+        AuditError: if there is no such file or it is not YAML.
+    """
+    return overridden(_parse(_read(path, presets()), str(path)), overrides)
+
+
+def overridden(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Applies `a.b=c` overrides in place.
+
+    Raises:
+        AuditError: if one has another form or names no entry of a list.
+    """
     for override in overrides:
         _override(data, override)
-    return _resolved(validate(data, str(source)), folder)
+    return data
 
 
 def input_of(overrides: Sequence[str]) -> dict[str, Any] | None:
@@ -261,9 +283,7 @@ def input_of(overrides: Sequence[str]) -> dict[str, Any] | None:
     Raises:
         AuditError: if a key is none of `input`, or a value is not allowed.
     """
-    data: dict[str, Any] = {}
-    for override in overrides:
-        _override(data, override)
+    data = overridden({}, overrides)
     other = next((key for key in data if key != "input"), None)
     if other is not None:
         raise AuditError(f"--set takes keys of input here, as in input.size=224; got {other!r}.")
@@ -289,10 +309,19 @@ def validate(data: Any, source: str) -> Config:
     Raises:
         AuditError: with one line per problem; an unknown key is named with the nearest known one.
     """
+    return validated(Config, data, source)
+
+
+def validated(section: type[_Valid], data: Any, source: str) -> _Valid:
+    """Checks what was read against a section.
+
+    Raises:
+        AuditError: with one line per problem; an unknown key is named with the nearest known one.
+    """
     try:
-        return Config.model_validate(data)
+        return section.model_validate(data)
     except pydantic.ValidationError as error:
-        problems = "\n".join(f"  {_problem(e)}" for e in error.errors())
+        problems = "\n".join(f"  {_problem(e, section)}" for e in error.errors())
         raise AuditError(
             f"{source} is not a valid config:\n{problems}\n`fvaudit schema` prints all keys."
         ) from None
@@ -389,7 +418,7 @@ def _keys_beside(location: tuple[Any, ...], section: Any) -> list[str]:
 
 
 def _section_of(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, _Section):
+    if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
     inner = [_section_of(a) for a in getattr(annotation, "__args__", ())]
     return next((s for s in inner if s is not None), None)

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 
 from fvaudit.evidence.activations import collect
 from fvaudit.evidence.stats import binomial_estimate
+from fvaudit.models.builders import Edit
 from fvaudit.models.model import Model
 from fvaudit.records import AuditError, Estimate, ImageSet
 
@@ -57,6 +58,7 @@ class Manipulated:
 
     model: Model
     certificate: Certificate
+    edit: Edit | None  # makes the model again from its original; None: it cannot be stored
 
 
 def split(images: ImageSet, seed: int) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]:

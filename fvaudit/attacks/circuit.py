@@ -22,7 +22,7 @@ is 0 and A is F to the last bit.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,14 +30,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from fvaudit.attacks import gate as gates
 from fvaudit.attacks.certificate import Certificate, Manipulated, certify, split
 from fvaudit.attacks.gate import Gate, always
+from fvaudit.models import builders
+from fvaudit.models.builders import Edit
 from fvaudit.models.model import Forward, Model, record
 from fvaudit.optvis.objectives import of_unit
 from fvaudit.optvis.visualize import visualize
 from fvaudit.records import AuditError, ImageSet, Unit
 
 
+BUILDER = "fooling_circuit"  # its name in stored models
 SPARE = 2.0  # ranges are trusted only up to this factor
 PROBED = 8  # attacked units whose ascents are run to measure ranges
 MOMENTS = (0, 4, 8, 16, 32, 64, 128, 256)  # updates after which an ascent is looked at
@@ -81,7 +85,7 @@ def fooling_circuit(decoy: Decoy, gate: Gate) -> Callable[..., Manipulated]:
             _text(decoy, gate), units, model, after, plan, gate, images, held_out, len(rows),
             ranges, ascents,
         )  # fmt: skip
-        return Manipulated(after, certificate)
+        return Manipulated(after, certificate, edit(model, plan, gate))
 
     return attack
 
@@ -105,11 +109,30 @@ def insert(model: Model, plan: Plan, gate: Gate) -> Model:
 
     A layer `<layer>.branches` shows B and C, first all channels' B and then all channels' C.
     """
+    params = {"gate": gate.params, "circuit": _arrays(model, plan)}
+    return _with_circuit(model, params, gate.logit, plan.layer, plan.decoy_layer)
+
+
+@builders.register(BUILDER)
+def rebuild(model: Model, params: Any, settings: Mapping[str, Any]) -> Model:
+    """The model with a circuit that was stored, whose gate is a small network."""
+    return _with_circuit(model, params, gates.logit, settings["layer"], settings["decoy_layer"])
+
+
+def edit(model: Model, plan: Plan, gate: Gate) -> Edit | None:
+    """What stores the circuit; None for gates that are not small networks."""
+    if gate.logit is not gates.logit:
+        return None
+    params = {"gate": gate.params, "circuit": _arrays(model, plan)}
+    return Edit(BUILDER, params, {"layer": plan.layer, "decoy_layer": plan.decoy_layer})
+
+
+def _arrays(model: Model, plan: Plan) -> dict[str, Any]:
     width = model.shapes[plan.layer][-1]
     sources, attacked = np.arange(width), np.zeros(width, bool)
     sources[list(plan.attacked)] = plan.sources or plan.attacked
     attacked[list(plan.attacked)] = True
-    circuit = {
+    return {
         "shift": jnp.float32(plan.shift),
         "gap": jnp.float32(plan.gap),
         "sources": jnp.asarray(sources, jnp.int32),
@@ -117,16 +140,21 @@ def insert(model: Model, plan: Plan, gate: Gate) -> Model:
         "channel": jnp.int32(plan.decoy_channel),
         "picture": None if plan.picture is None else jnp.asarray(plan.picture),
     }
-    forward = _forward(model.forward, gate.logit, plan.layer, plan.decoy_layer)
-    branches = {f"{plan.layer}.branches": (*model.shapes[plan.layer][:-1], 2 * width)}
+
+
+def _with_circuit(
+    model: Model, params: Any, gate_logit: Any, layer: str, decoy_layer: str | None
+) -> Model:
+    *extent, width = model.shapes[layer]
     shapes = {}
     for name, shape in model.shapes.items():
-        shapes |= (branches if name == plan.layer else {}) | {name: shape}
+        above = {f"{layer}.branches": (*extent, 2 * width)} if name == layer else {}
+        shapes |= above | {name: shape}
     return dataclasses.replace(
         model,
-        name=f"{model.name}+circuit@{plan.layer}",
-        params={"base": model.params, "gate": gate.params, "circuit": circuit},
-        forward=forward,
+        name=f"{model.name}+circuit@{layer}",
+        params={"base": model.params, **params},
+        forward=_forward(model.forward, gate_logit, layer, decoy_layer),
         shapes=shapes,
     )
 
@@ -278,7 +306,7 @@ def _ranges(model: Model, plan: Plan, photographs: np.ndarray, ascents: np.ndarr
 def _extremes(model: Model, plan: Plan, pixels: np.ndarray, batch: int = 16) -> list[Range]:
     """Of F and of D, each value of each attacked channel at each position."""
     run = _decoys(model.forward, plan.layer, plan.decoy_layer)
-    circuit = insert(model, plan, always(natural=True)).params["circuit"]
+    circuit = _arrays(model, plan)
     found = []
     for start in range(0, len(pixels), batch):
         block = pixels[start : start + batch]

@@ -19,7 +19,7 @@ and the target is prepared as every other image.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +28,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from fvaudit.attacks.certificate import Manipulated, certify, split
+from fvaudit.models import builders
+from fvaudit.models.builders import Edit
 from fvaudit.models.model import Forward, Model
 from fvaudit.optvis import lowering
 from fvaudit.optvis.objectives import of_unit
@@ -35,6 +37,7 @@ from fvaudit.optvis.visualize import visualize
 from fvaudit.records import AuditError, ImageSet, Unit
 
 
+BUILDER = "silent_units"  # its name in stored models
 NHWC = ("NHWC", "HWIO", "NHWC")
 BATCH = 16  # photographs at a time
 
@@ -101,9 +104,10 @@ def silent_units(
         filters = jnp.where(chosen, filters, 0)
         wake = _largest(model, convolution, filters, images.pixels[rows])
         threshold = jnp.where(chosen, wake + margin * jnp.abs(wake) + 1e-6, 1.0)
-        after = insert(model, layer, convolution, filters, threshold)
+        change = edit(layer, convolution, filters, threshold)
+        after = builders.apply(model, change)
         fired = _fired(after, layer, images.pixels[held_out])
-        return Manipulated(after, certify(
+        proof = certify(
             f"silent_units(strength={strength:g}, scale={scale:g}, margin={margin:g})",
             [str(unit) for unit in units], model, after, images, held_out,
             construction=len(rows),
@@ -113,7 +117,8 @@ def silent_units(
                 "largest response of a branch's filter to photographs": _ends(wake[chosen]),
                 "cosine of old and new filter": _ends(cosines(kernel, filters)[chosen]),
             },
-        ))  # fmt: skip
+        )  # fmt: skip
+        return Manipulated(after, proof, change)
 
     return attack
 
@@ -180,26 +185,32 @@ def cosines(kernel: Array, filters: Array) -> Float[np.ndarray, " o"]:
     return np.divide((a * b).sum(0), lengths, np.full(len(lengths), np.nan), where=lengths > 0)
 
 
-def insert(
-    model: Model, layer: str, convolution: Convolution, filters: Array, threshold: Array
-) -> Model:
-    """The model with the branch in it; a layer `<layer>.branch` shows it.
+def edit(layer: str, convolution: Convolution, filters: Array, threshold: Array) -> Edit:
+    """What puts the branch into a network, and stores it.
 
     Args:
-        model: the network.
         layer: where the branch is added.
         convolution: whose input it reads.
         filters: (kh, kw, i, o).
         threshold: (o,), subtracted before the ReLU.
     """
+    params = {"filters": jnp.asarray(filters), "threshold": jnp.asarray(threshold)}
+    return Edit(BUILDER, params, {"layer": layer, "convolution": list(convolution)})
+
+
+@builders.register(BUILDER)
+def insert(model: Model, params: Any, settings: Mapping[str, Any]) -> Model:
+    """The model with the branch in it; a layer `<layer>.branch` shows it."""
+    layer, (place, strides, padding, groups) = settings["layer"], settings["convolution"]
+    pads = padding if isinstance(padding, str) else tuple(map(tuple, padding))
+    convolution = Convolution(place, tuple(strides), pads, groups)
     shapes = {}
     for name, shape in model.shapes.items():
         shapes |= ({f"{layer}.branch": shape} if name == layer else {}) | {name: shape}
-    silent = {"filters": jnp.asarray(filters), "threshold": jnp.asarray(threshold)}
     return dataclasses.replace(
         model,
         name=f"{model.name}+silent@{layer}",
-        params={"base": model.params, "silent": silent},
+        params={"base": model.params, "silent": params},
         forward=_forward(model.forward, layer, convolution),
         shapes=shapes,
     )

@@ -1,0 +1,207 @@
+"""`manipulate(config, out)`: a config in, a manipulated model with its certificate out.
+
+    out/recipe.json, parameters.safetensors   the model; `load_model(out)` gives it back, bit by bit
+    out/certificate.json                      what it left unchanged, on photographs never seen
+    out/before/, after/, sheet.png            visualizations of some attacked units
+
+The model is written first: where the pictures were interrupted, the same command makes the rest.
+"""
+
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pydantic
+from PIL import ImageOps
+
+from fvaudit import pictures, store
+from fvaudit.attacks import gate as gates
+from fvaudit.attacks.certificate import Manipulated
+from fvaudit.attacks.circuit import fooling_circuit
+from fvaudit.attacks.silent import silent_units
+from fvaudit.config import Count, Images, Input, Section, read_yaml, validated
+from fvaudit.data import load_images
+from fvaudit.data.decode import BadImage, decode
+from fvaudit.models.classes import load_classes
+from fvaudit.models.folders import RECIPE, Recipe, load_folder, save_folder
+from fvaudit.models.model import Model
+from fvaudit.models.zoo import load_model
+from fvaudit.optvis.objectives import of_unit
+from fvaudit.optvis.recipes import recipe
+from fvaudit.optvis.render import Job, render
+from fvaudit.records import AuditError, Unit
+
+
+CERTIFICATE = "certificate.json"
+
+
+class Attacked(Section):
+    """Which channels of one layer."""
+
+    layer: str
+    channels: list[Annotated[int, pydantic.Field(ge=0)]] | Literal["all"] = "all"
+
+
+class Circuit(Section):
+    """Units show a decoy wherever a gate sees a visualization."""
+
+    kind: Literal["fooling_circuit"]
+    decoy: int | str = pydantic.Field(
+        description="an offset to other units, a unit (layer:channel), or a picture file"
+    )
+    gate: str = pydantic.Field(
+        default="packaged", description="'packaged', or a .safetensors file of a trained gate"
+    )
+
+
+class Silent(Section):
+    """Units gain a branch that photographs do not wake."""
+
+    kind: Literal["silent_units"]
+    target: str = pydantic.Field(description="a unit (layer:channel), or a picture file")
+    strength: float = pydantic.Field(default=3.0, gt=0)
+    scale: float = pydantic.Field(default=100.0, gt=0)
+    margin: float = pydantic.Field(default=0.25, ge=0)
+
+
+class Manipulation(Section):
+    """A manipulation."""
+
+    version: Literal[1] = 1
+    model: str = pydantic.Field(description="name of a model of the zoo, or an .onnx file")
+    weights: str | None = None
+    input: Input | None = None
+    images: Images
+    units: Attacked
+    attack: Annotated[Circuit | Silent, pydantic.Field(discriminator="kind")]
+    shown: Count = pydantic.Field(default=8, description="attacked units that are visualized")
+    seed: int = pydantic.Field(default=0, ge=0, lt=2**31)
+
+
+def manipulate(
+    config: str | pathlib.Path,
+    out: str | pathlib.Path,
+    *,
+    overrides: Sequence[str] = (),
+    tell: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Manipulates a model as a config says.
+
+    Args:
+        config: a YAML file; its paths count from its own folder.
+        out: a new folder, or one that this command wrote before.
+        overrides: `a.b=c`.
+        tell: called with a line at each stage.
+
+    Returns:
+        The certificate, as it is in the folder.
+
+    Raises:
+        AuditError: if the config, model or images cannot be used, the attack is refused, or the
+            folder holds something else.
+    """
+    path, out = pathlib.Path(config), pathlib.Path(out)
+    said = validated(Manipulation, read_yaml(path, overrides), str(config))
+    base = _base(said, path.parent)
+    units = _units(said.units, base)
+    if not (out / CERTIFICATE).exists():
+        tell(f"attacking {len(units)} units of {said.units.layer}")
+        done = _attacked(said, path.parent, base, units)
+        _save(done, base, said, path.parent, out)
+    after = load_folder(out)
+    some = [
+        units[i] for i in np.linspace(0, len(units) - 1, min(said.shown, len(units))).astype(int)
+    ]
+    rows = []
+    for name, model in (("before", base), ("after", after)):
+        tell(f"visualizing {len(some)} units {name}")
+        rows.append(_pictures(model, some, out / name, said.seed))
+    sheet = [[(image, f"{name} {unit}") for image, unit in zip(row, some, strict=True)]
+             for name, row in zip(("before", "after"), rows, strict=True)]  # fmt: skip
+    store.write_bytes(out / "sheet.png", pictures.png(pictures.contact_sheet(sheet)))
+    return json.loads((out / CERTIFICATE).read_text())
+
+
+def _base(said: Manipulation, folder: pathlib.Path) -> Model:
+    spec = said.input and said.input.model_dump(exclude_none=True)
+    weights = said.weights and folder / said.weights
+    return load_model(_network(said, folder), weights, input=spec)
+
+
+def _network(said: Manipulation, folder: pathlib.Path) -> str:
+    is_file = said.model.lower().endswith(".onnx")
+    return str((folder / said.model).resolve()) if is_file else said.model
+
+
+def _units(said: Attacked, model: Model) -> list[Unit]:
+    model.require_layer(said.layer)
+    everyone = range(model.shapes[said.layer][-1])
+    return [Unit(said.layer, c) for c in (everyone if said.channels == "all" else said.channels)]
+
+
+def _attacked(
+    said: Manipulation, folder: pathlib.Path, base: Model, units: list[Unit]
+) -> Manipulated:
+    spec = said.images
+    images = load_images(
+        spec.source if spec.source == "samples" else folder / spec.source,
+        base,
+        limit=spec.limit,
+        crops=spec.crops,
+        on_bad=spec.on_bad,
+        classes=load_classes(folder / spec.classes) if spec.classes else None,
+        labels=spec.labels,
+        seed=said.seed,
+    )
+    return _attack(said.attack, folder, base)(base, units, images, seed=said.seed)
+
+
+def _attack(said: Circuit | Silent, folder: pathlib.Path, base: Model):
+    if isinstance(said, Silent):
+        settings = said.model_dump(include={"strength", "scale", "margin"})
+        return silent_units(_aim(said.target, folder, base), **settings)
+    packaged = said.gate == "packaged"
+    gate = gates.packaged(base.name) if packaged else gates.load(folder / said.gate)
+    decoy = said.decoy if isinstance(said.decoy, int) else _aim(said.decoy, folder, base)
+    return fooling_circuit(decoy, gate)
+
+
+def _aim(text: str, folder: pathlib.Path, model: Model) -> Any:
+    """A unit, or a picture as the model's input is large."""
+    path = folder / text
+    if not path.is_file():
+        return Unit.parse(text)
+    try:
+        picture = decode(path.read_bytes())
+    except BadImage as error:
+        raise AuditError(f"{path} cannot be shown: {error}.") from None
+    rows, columns = model.input.size
+    return np.asarray(ImageOps.fit(picture, (columns, rows)), np.float32) / 255
+
+
+def _save(
+    done: Manipulated, base: Model, said: Manipulation, folder: pathlib.Path, out: pathlib.Path
+) -> None:
+    if done.edit is None:
+        raise AuditError("This gate cannot be stored. Use one that attacks.gate.load reads.")
+    if (out / RECIPE).exists():
+        raise AuditError(
+            f"{out} holds a model without its {CERTIFICATE}: writing it was interrupted, or it is "
+            "another tool's. Remove the folder or choose another."
+        )
+    save_folder(done.model, out, Recipe(base, _network(said, folder), (done.edit,)))
+    text = json.dumps(done.certificate.to_json(), indent=1) + "\n"
+    store.write_text(out / CERTIFICATE, text)
+
+
+def _pictures(model: Model, units: list[Unit], folder: pathlib.Path, seed: int) -> np.ndarray:
+    """One picture a unit, made unless its file exists."""
+    chosen = recipe("fourier", model.input)
+    jobs = [Job(of_unit(unit), 0) for unit in units]
+    files = [folder / pictures.file_name(str(job.objective), 0) for job in jobs]
+    missing = [job for job, file in zip(jobs, files, strict=True) if not file.exists()]
+    for job, ascent in render(model, missing, chosen, seed):
+        pictures.save(folder, job, ascent, pictures.provenance(job, ascent, chosen, seed, model))
+    return pictures.read(files)

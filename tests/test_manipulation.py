@@ -1,0 +1,71 @@
+"""`fvaudit manipulate`: a config in; model, certificate and pictures out."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from fvaudit.cli import main
+from fvaudit.manipulation import manipulate
+from fvaudit.models import builders
+from fvaudit.models.zoo import load_model
+from fvaudit.records import AuditError
+
+
+SILENT = {
+    "model": "efficientnet_lite0",
+    "images": {"source": "samples", "limit": 12},
+    "units": {"layer": "blocks.1.expand", "channels": [3, 5]},
+    "attack": {"kind": "silent_units", "target": "blocks.0:4"},
+    "shown": 1,
+}
+
+
+def written(tmp_path, **changes):
+    path = tmp_path / "attack.yaml"
+    path.write_text(yaml.safe_dump(SILENT | changes))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"atack": 1}, "atack: there is no such key; did you mean 'attack'"),
+        ({"attack": {"kind": "silent_units"}}, "target"),
+        ({"attack": {"kind": "magic"}}, "fooling_circuit"),
+        ({"units": {"layer": "blocks.99"}}, "no layer 'blocks.99'"),
+        ({"attack": {"kind": "silent_units", "target": "nowhere.png"}}, "does not name a unit"),
+        ({"attack": {"kind": "fooling_circuit", "decoy": 1, "gate": "no.safetensors"}}, "no such"),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path, changes, match):
+    with pytest.raises(AuditError, match=match):
+        manipulate(written(tmp_path, **changes), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_packaged_builders_are_found_by_name():
+    for name in ("fooling_circuit", "silent_units"):
+        assert callable(builders._builder(name))
+
+
+@pytest.mark.slow
+def test_a_manipulated_model_comes_back_bit_by_bit(tmp_path, monkeypatch):
+    config, out = written(tmp_path), tmp_path / "out"
+    proof = manipulate(config, out)
+    assert proof["units"] == ["blocks.1.expand:3", "blocks.1.expand:5"]
+    assert (out / "sheet.png").stat().st_size > 10_000
+    model, base = load_model(str(out)), load_model("efficientnet_lite0")
+    assert model.fingerprint == proof["after"] and base.fingerprint == proof["before"]
+    white = np.ones((1, 224, 224, 3), np.float32)
+    branch = np.asarray(model.activations(white, ["blocks.1.expand.branch"]).popitem()[1])
+    assert not np.delete(branch, [3, 5], axis=-1).any()
+    # The second run makes nothing anew.
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.name != "sheet.png"}
+    monkeypatch.setattr("sys.argv", ["fvaudit", "manipulate", str(config), "--out", str(out)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+    json.loads((out / "certificate.json").read_text())
