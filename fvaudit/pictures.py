@@ -116,6 +116,7 @@ def _shortened(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
 
 
 def file_name(unit: str, repeat: int) -> pathlib.PurePosixPath:
-    """Where the picture of a unit's text lies: layer/channel-repeat.png."""
-    layer, channel = unit.split(":")
-    return pathlib.PurePosixPath(layer, f"{channel.replace(',', '_')}-{repeat}.png")
+    """Where the picture of a unit's text lies: layer/channel-repeat.png, or a safe name of it."""
+    layer, channel = unit.rsplit(":", 1)
+    folder = store.file_name(layer)  # names of foreign models are anything, "../.." too
+    return pathlib.PurePosixPath(folder, f"{channel.replace(',', '_')}-{repeat}.png")

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from fvaudit import cli, plan
+from fvaudit import pictures as pictures_module
 from fvaudit.config import input_of, load_config, schema, validate
 from fvaudit.models import zoo
 from fvaudit.models.imports import metadata
@@ -283,3 +284,13 @@ def test_other_troubles_with_the_hub(hub):
     hub.files["model.safetensors"] = b""
     with pytest.raises(AuditError, match="has 0 bytes"):
         load_model("hf-hub:org/net", allow_download=True)
+
+
+@pytest.mark.parametrize(
+    "layer", ["../../etc", "/layer1/relu/Relu_output_0", "..", "mix#2", "a\\b"]
+)
+def test_no_layers_name_leads_out_of_the_run_directory(layer):
+    path = pictures_module.file_name(f"{layer}:3@1,2", 0)
+    assert len(path.parts) == 2 and path.name == "3@1_2-0.png"
+    assert path.parts[0] not in ("..", ".") and not set(path.parts[0]) & set("/\\#")
+    assert pictures_module.file_name("blocks.3:1", 2).as_posix() == "blocks.3/1-2.png"

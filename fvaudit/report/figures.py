@@ -5,15 +5,14 @@ text. Curves differ by dash and marker, not by colour alone (Okabe and Ito's pal
 """
 
 import csv
-import hashlib
 import io
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from fvaudit import store
 from fvaudit.records import Estimate, LayerResult, LayerSimilarity
 from fvaudit.report import digest
 from fvaudit.store import Run
@@ -41,18 +40,10 @@ def files(run: Run) -> dict[str, bytes]:
     if run.headline is not None:
         found["headline.csv"] = _headline_csv(run)
     for result in run.layers:
-        stem = f"path-{file_name(result.layer)}"
+        stem = f"path-{store.file_name(result.layer)}"
         found[f"{stem}.csv"] = _path_csv(result.path)
         found[f"{stem}.svg"] = _path_svg(result)
     return found
-
-
-def file_name(text: str) -> str:
-    """A file name that is the text itself where that is safe, and unique where it is not."""
-    safe = re.sub(r"[^\w.-]", "_", text, flags=re.ASCII)
-    if safe == text and not text.startswith("."):
-        return text
-    return f"{safe[:40].lstrip('.')}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
