@@ -1,6 +1,7 @@
 """GoogLeNet against a reference of each layer, and against Caffe's own activations."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from fvaudit.models.model import record
+from fvaudit.models.nets import googlenet
 from fvaudit.models.zoo import load_model, random_model
 from fvaudit.records import AuditError
 
@@ -182,6 +184,16 @@ def test_an_edit_before_the_relu_takes_effect():
     wanted = np.maximum(np.asarray(before["mixed3b_pre_relu"]) - 0.5, 0)
     np.testing.assert_allclose(after["mixed3b"], wanted, atol=1e-5)
     np.testing.assert_allclose(after["mixed3b_3x3"], wanted[..., 128:320], atol=1e-5)
+
+
+def test_joined_branches_that_nobody_edits_leave_no_trace():
+    def untouched(branches):
+        joined = googlenet._together("a", branches, lambda name, x: x)
+        return sum((x**3).sum() for x in joined.values())
+
+    branches = {"1x1": jnp.ones((1, 4, 4, 3)), "3x3": jnp.ones((1, 4, 4, 5))}
+    program = jax.jit(jax.grad(untouched)).lower(branches).compile().as_text()
+    assert not re.search(r"\b(concatenate|slice|pad|copy)\(", program), program
 
 
 def test_without_a_file_the_message_says_which():

@@ -1,6 +1,7 @@
 """Units over tokens, on ViT-B/16 with random weights (test_zoo.py holds its values)."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +13,14 @@ import fvaudit as fv
 from fvaudit.evidence.activations import collect
 from fvaudit.evidence.similarity import similarity_matrix
 from fvaudit.models.model import InputSpec, build, record
+from fvaudit.models.nets import vit
 from fvaudit.models.zoo import random_model
 from fvaudit.records import AuditError, Unit
 from tests.tiny import pictures
 
 
 @functools.cache
-def vit():
+def network():
     return random_model("vit_b_16", 0)
 
 
@@ -44,17 +46,17 @@ MODEL = tokens_model()
 
 
 def test_shapes_of_a_block():
-    shapes = vit().shapes
+    shapes = network().shapes
     assert shapes["blocks.3"] == shapes["blocks.3.heads"] == (197, 768)
     assert shapes["blocks.3.mlp"] == (197, 3072)
     assert shapes["blocks.3.mlp.patches"] == (14, 14, 3072)
     assert shapes["blocks.3.cls"] == (768,) and shapes["logits"] == (1000,)
-    assert vit().path_to("blocks.1.mlp") == ("embedding", "blocks.0", "blocks.1.mlp")
+    assert network().path_to("blocks.1.mlp") == ("embedding", "blocks.0", "blocks.1.mlp")
 
 
 def test_units_of_tokens_exist_or_are_refused():
     for text in ("blocks.3.mlp:3071@196", "blocks.3.mlp:17", "blocks.3.patches:5@13,0"):
-        vit().require_unit(Unit.parse(text))
+        network().require_unit(Unit.parse(text))
     for text, message in [
         ("blocks.3.mlp:17@197", "has 197 tokens, layer:channel@token"),
         ("blocks.3.mlp:17@1,1", "has 197 tokens, layer:channel@token"),
@@ -62,12 +64,12 @@ def test_units_of_tokens_exist_or_are_refused():
         ("blocks.3.cls:17@0", "has no positions"),
     ]:
         with pytest.raises(AuditError, match=message):
-            vit().require_unit(Unit.parse(text))
+            network().require_unit(Unit.parse(text))
 
 
 def test_edits_of_views_take_effect_downstream():
     """Each edit of a view equals the edit of the whole layer that it stands for."""
-    model = vit()
+    model = network()
     image = np.random.default_rng(0).random((1, 224, 224, 3), np.float32)
     whole = {
         "blocks.10": lambda params, x: x.at[:, 0].multiply(params),
@@ -83,6 +85,14 @@ def test_edits_of_views_take_effect_downstream():
         found = _logits(model.edited(view, same, 3.0), image)
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
         assert np.abs(wanted - plain).max() > 1e-4
+
+
+def test_views_that_nobody_edits_leave_no_trace():
+    def untouched(x):
+        return (vit._viewed("a", x, lambda name, x: x) ** 3).sum()
+
+    program = jax.jit(jax.grad(untouched)).lower(jnp.ones((1, 197, 8))).compile().as_text()
+    assert not re.search(r"\b(concatenate|slice|pad|copy)\(", program), program
 
 
 @functools.cache
@@ -144,7 +154,7 @@ def _objective(unit):
     ids=str,
 )
 def test_visualizing_raises_the_activation(objective):
-    (vis,) = fv.visualize(vit(), [objective], steps=24, shot_steps=(0,))
+    (vis,) = fv.visualize(network(), [objective], steps=24, shot_steps=(0,))
     images = np.concatenate([vis.shots[:, 0], vis.images])
-    start, end = objective(vit().activations(images, objective.layers))
+    start, end = objective(network().activations(images, objective.layers))
     assert end > start + abs(start) and vis.alive.all()

@@ -122,9 +122,10 @@ class ViT(nnx.Module):
 
 def _views(name: str, x: Float[Array, "n t c"], tap: Tap) -> tuple[Array, Array]:
     """Taps all tokens, then (n, c) of CLS and (n, rows, columns, c) of the patches."""
-    x = tap(name, x)
-    patches = x[:, 1:].reshape(len(x), GRID, GRID, -1)
-    return tap(f"{name}.cls", x[:, 0]), tap(f"{name}.patches", patches)
+    n, _, c = x.shape
+    cls, patches = jnp.split(tap(name, x), [1], axis=1)  # undone by a concatenation, at no cost
+    grid = patches.reshape(n, GRID, GRID, c)
+    return tap(f"{name}.cls", cls.reshape(n, c)), tap(f"{name}.patches", grid)
 
 
 def _viewed(name: str, x: Float[Array, "n t c"], tap: Tap) -> Float[Array, "n t c"]:
