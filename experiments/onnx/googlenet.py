@@ -7,6 +7,7 @@ values can be held against ours and against onnxruntime's. Pools round up and re
 from typing import Any
 
 import numpy as np
+from flax import nnx
 
 from fvaudit.models.model import Model
 from fvaudit.models.nets.googlenet import MODULES, POOLS
@@ -65,9 +66,9 @@ def googlenet_proto(model: Model) -> Any:
 
 def _tensors(model: Model) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """(kernel (out, in, rows, columns) or matrix (out, in), bias) of every layer."""
-    flat = {path[-2]: {} for path, _ in model.params.flat_state()}
-    for path, variable in model.params.flat_state():
-        flat[path[-2]][path[-1]] = np.asarray(variable[...])
+    flat: dict[str, dict[str, np.ndarray]] = {}
+    for path, variable in nnx.to_flat_state(model.params):
+        flat.setdefault(path[-2], {})[path[-1]] = np.asarray(variable[...])
     return {
         name: (
             pair["kernel"].transpose(3, 2, 0, 1) if pair["kernel"].ndim == 4 else pair["kernel"].T,

@@ -30,7 +30,7 @@ def _numpy_unary(name: str):
 def _clip(call, x, low=None, high=None):
     if call.version < 11:
         low, high = call.get("min"), call.get("max")
-    if _is(low, 0) and _is(high, 6) and is_floating(x):
+    if _is(low, 0.0) and _is(high, 6.0) and is_floating(x):
         return redirect.relu6(jnp.asarray(x))
     if low is not None:
         x = call.xp.maximum(x, low if host(low) else call.xp.asarray(low, x.dtype))
