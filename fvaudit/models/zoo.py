@@ -162,6 +162,7 @@ def load_model(
     entry = _entry(name)
     path = _weights_path(name, entry, weights)
     params, naming = weight_files.load(_network(name, entry.input)[0], path, *entry.namings)
+    devices.give_back_memory()  # where the file's tensors were
     source = entry.source if weights is None else f"the user's file {path.name}"
     if naming.input and input is None:
         source += f", with {naming.label} and the preprocessing that goes with them"
