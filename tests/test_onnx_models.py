@@ -204,3 +204,11 @@ def test_aliases_are_module_paths():
     assert paths("/encoder/layers/layers.3/mlp/Gelu")[-1] == "encoder.layers.3.mlp"
     assert paths("node_conv", ("", "layer1", "layer1.0")) == ["layer1", "layer1.0"]
     assert paths("Conv_0") == []
+
+
+def test_a_global_lp_pool_is_a_norm_over_positions():
+    nodes = [graphs.node("GlobalLpPool", ["image"], "out", p=2)]
+    model = model_from_proto(graphs.proto(nodes, {}), SPEC)
+    x = images(2)
+    wanted = np.sqrt((((x - 0.5) / 0.25) ** 2).sum((1, 2), keepdims=True))
+    np.testing.assert_allclose(model.activations(x, ["out"])["out"], wanted, rtol=1e-5)

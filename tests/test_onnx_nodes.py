@@ -72,7 +72,7 @@ def test_the_committed_table_has_no_failure_and_names_every_operator_of_ours(nod
     total, passed, failed, unsupported = map(int, count.groups())
     assert failed == 0 and passed + unsupported == total and passed > 1300
     tested = set(re.findall(r"^\| (\w+) \|", text, re.MULTILINE))
-    assert set(nodes.OPERATORS) - tested == set()
+    assert set(nodes.OPERATORS) - tested == {"GlobalLpPool"}  # ONNX has no test of it
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from jax import lax
 
 from fvaudit.models.imports.onnx.operators import (
     Kind,
+    NotDirect,
     Operator,
     Unsupported,
     require_numbers,
@@ -184,6 +185,8 @@ def _lowest(dtype):
 
 def _max_and_places(call, x, window, strides, dilations, pads):
     """Also where in the image each maximum stands, as ONNX counts (channels first)."""
+    if call.images:
+        raise NotDirect  # places are counted within one image
     size = x.shape[1:-1]
     x, pads = _cropped(x, pads)
     stacked = jnp.stack(list(shifted(x, window, strides, dilations, pads, _lowest(x.dtype))))

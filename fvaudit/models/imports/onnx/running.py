@@ -208,7 +208,7 @@ def _spatial(step: Step, inputs: Sequence[Any]) -> list[Value]:
     first, *rest = inputs
     if any(isinstance(x, Value) for x in rest) or not isinstance(first, Value):
         raise NotDirect
-    result = step.operator.run(Call(step.node, jnp), first.last, *rest)
+    result = step.operator.run(Call(step.node, jnp, images=True), first.last, *rest)
     return _outputs(step, result, Layout.LAST if len(first.shape) > 2 else Layout.FIRST)
 
 
