@@ -310,8 +310,12 @@ def _require_agreement(
 
 
 def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
-    """Largest difference over largest number; PyTorch's (n, c, h, w) is read as (n, h, w, c)."""
-    wanted = np.moveaxis(wanted, 1, 3) if wanted.ndim == 4 else wanted
-    if found.shape != wanted.shape:
-        return np.inf
-    return float(np.abs(found - wanted).max() / max(np.abs(wanted).max(), 1e-30))
+    """Largest difference over largest number.
+
+    PyTorch's (n, c, h, w) is read as (n, h, w, c); a module that has permuted its axes, as Swin's
+    do, returns (n, h, w, c) already.
+    """
+    readings = [np.moveaxis(wanted, 1, 3), wanted] if wanted.ndim == 4 else [wanted]
+    fitting = [x for x in readings if x.shape == found.shape]
+    scale = max(np.abs(wanted).max(), 1e-30)
+    return min((float(np.abs(found - x).max() / scale) for x in fitting), default=np.inf)
