@@ -1,8 +1,8 @@
 """How often does the doctor speak of a wrong preprocessing where it is right?
 
-Claim, not measured yet: with labels hardly ever, without labels seldom. Every setting runs once on all
-photographs; the verdict is then taken on many subsets of them. Expected:
-results/doctor/false_alarms.csv (to come). Subsets overlap, so that their shares are no independent draws.
+Claim, not measured yet: with labels hardly ever, without labels seldom. Every setting runs once on
+all photographs; the verdict is then taken on many subsets of them, which overlap, so that their
+shares are no independent draws. Writes results/doctor/false_alarms.csv.
 
     python experiments/doctor/false_alarms.py FOLDER_OF_CLASS_FOLDERS [GOOGLENET_WEIGHTS]  # minutes
 """
