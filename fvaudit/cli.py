@@ -57,7 +57,7 @@ Overrides = Annotated[
 Weights = Annotated[
     pathlib.Path | None, typer.Option("--weights", help="its weight file, where it needs one")
 ]
-MODELS = "name of the zoo, .onnx file, or hf-hub:org/name"
+MODELS = "name of the zoo, .onnx file, folder that fvaudit wrote, or hf-hub:org/name"
 ModelName = Annotated[str, typer.Option("--model", help=MODELS)]
 ModelArgument = Annotated[str, typer.Argument(help=MODELS)]
 InputFile = Annotated[

@@ -208,8 +208,8 @@ class Config(Section):
     version: Literal[1] = 1
     model: str | None = pydantic.Field(
         default=None,
-        description="name of a model of the zoo; an .onnx file, relative to the config; "
-        "hf-hub:org/name; null where fv.audit gets the model itself",
+        description="name of a model of the zoo; an .onnx file or a folder that fvaudit wrote, "
+        "relative to the config; hf-hub:org/name; null where fv.audit gets the model itself",
     )
     input: Input | None = pydantic.Field(
         default=None, description="preprocessing; the zoo's or the file's own unless given"

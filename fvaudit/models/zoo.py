@@ -137,11 +137,11 @@ def load_model(
     input: Any = None,
     allow_download: bool = False,
 ) -> Model:
-    """Loads a model: a network of the zoo, an .onnx file, or a model of the hub.
+    """Loads a model: a network of the zoo, an .onnx file, a folder, or a model of the hub.
 
     Args:
-        name: one of `zoo_names()`; the path of an .onnx file; or "hf-hub:org/name", with
-            "@revision" or without, which needs the extra `hub`.
+        name: one of `zoo_names()`; the path of an .onnx file, or of a folder that fvaudit wrote;
+            or "hf-hub:org/name", with "@revision" or without, which needs the extra `hub`.
         weights: of a network of the zoo: a .safetensors, .npz, .msgpack, .pth or .pt file; None
             takes the weights of an installed package, where the network has them.
         input: how pictures become the model's input: an `InputSpec`, a mapping, or any other thing

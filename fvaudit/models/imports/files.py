@@ -1,4 +1,4 @@
-"""Models in files: .onnx files.
+"""Models in files: .onnx files, and folders that fvaudit wrote.
 
 What a file does not say of its input has to be given; see `imports.specs`.
 """
@@ -14,7 +14,10 @@ from fvaudit.models.model import InputSpec, Model
 from fvaudit.records import AuditError
 
 
-ACCEPTED = "a name of the zoo, an .onnx file, or hf-hub:org/name"
+ACCEPTED = (
+    "a name of the zoo, an .onnx file, a folder that `fvaudit manipulate` or an export wrote, or "
+    "hf-hub:org/name"
+)
 
 
 def is_file_name(name: str) -> bool:
@@ -23,7 +26,7 @@ def is_file_name(name: str) -> bool:
 
 
 def load_file(path: str | os.PathLike, input: Any = None, weights: Any = None) -> Model:
-    """Loads an .onnx file.
+    """Loads an .onnx file or a folder.
 
     Args:
         path: of it.
@@ -31,13 +34,15 @@ def load_file(path: str | os.PathLike, input: Any = None, weights: Any = None) -
         weights: none; files hold their own.
 
     Raises:
-        AuditError: if there is no such file, it is another, it is damaged, or the input is not
+        AuditError: if there is no such file, it is neither, it is damaged, or the input is not
             known.
     """
     path = pathlib.Path(path)
     where = shown(os.fspath(path))
     if weights is not None:
         raise AuditError(f"{where} holds its own weights; leave weights out.")
+    if path.is_dir():
+        return _folder(path, input)
     if path.suffix.lower() != ".onnx" or not path.is_file():
         problem = "is no model" if path.exists() else "does not exist"
         raise AuditError(f"{where} {problem}. Accepted are {ACCEPTED}.")
@@ -52,3 +57,11 @@ def _spec(path: pathlib.Path, input: Any) -> InputSpec:
     from fvaudit.models.imports.onnx import read_proto
 
     return input_spec(input, metadata.of_onnx_model(read_proto(path)), what=path.name)
+
+
+def _folder(path: pathlib.Path, input: Any) -> Model:
+    if input is not None:
+        raise AuditError(f"{shown(os.fspath(path))} says its own input; leave input out.")
+    from fvaudit.models.folders import load_folder
+
+    return load_folder(path)
