@@ -2,7 +2,7 @@
 
 Claim: with labelled photographs the doctor finds planted mistakes and names each with its fix, and
 raises nothing on the right setting. Gross mistakes are shown 64 photographs, those that cost a few
-points of accuracy 300. Expected: results/doctor/planted.csv.
+points of accuracy 300. Expected: results/doctor/planted.csv; rows that are there are kept.
 
     python experiments/doctor/plant.py FOLDER_OF_CLASS_FOLDERS                     # EfficientNet
     python experiments/doctor/plant.py FOLDER_OF_CLASS_FOLDERS GOOGLENET_WEIGHTS   # 20 minutes each
@@ -121,7 +121,8 @@ def wrong(model: Model, mistake: Mistake) -> Model:
 
 
 def run(network: str, model: Model, mistakes, photographs: str, rows) -> None:
-    for mistake in mistakes:
+    done = {tuple(row[:2]) for row in rows}
+    for mistake in (m for m in mistakes if (network, m.name) not in done):
         start = time.perf_counter()
         found = examine(wrong(model, mistake), mistake, photographs)
         worst = [f for f in found if f.severity > 0 and f.title not in KNOWN]
@@ -158,13 +159,13 @@ def write(rows) -> None:
         csv.writer(file).writerows([COLUMNS, *rows])
 
 
-def kept(network: str) -> list[tuple]:
-    """Rows of the other network, measured before."""
+def kept() -> list[tuple]:
+    """Rows that were measured before: mistakes that are there are not planted again."""
     path = OUT / "planted.csv"
     if not path.exists():
         return []
     with open(path, newline="") as file:
-        return [tuple(row) for row in csv.reader(file) if row[0] not in (network, COLUMNS[0])]
+        return [tuple(row) for row in csv.reader(file)][1:]
 
 
 def main(photographs: str, weights: str = "") -> None:
@@ -172,7 +173,7 @@ def main(photographs: str, weights: str = "") -> None:
         model, mistakes = fv.load_model("googlenet", weights), (*CAFFE, *GROSS, *SUBTLE)
     else:
         model, mistakes = fv.load_model("efficientnet_lite0"), (*GROSS, *LITE, *SUBTLE)
-    run(model.name, model, mistakes, photographs, kept(model.name))
+    run(model.name, model, mistakes, photographs, kept())
 
 
 if __name__ == "__main__":
