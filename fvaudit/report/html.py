@@ -33,7 +33,7 @@ SYMBOLS = {
     "ERROR": "■",
     digest.NOT_JUDGED: "–",
     "INCOMPLETE": "…",
-    "PROBLEM": "✕",
+    "PROBLEM": "✚",
 }
 _MEANING = {
     "PASS": "no discrepancy detected",
