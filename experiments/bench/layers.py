@@ -32,9 +32,7 @@ SIDE = 1024  # of the matrices whose product gives the peak
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument(
-        "--out", type=pathlib.Path, default=pathlib.Path("results/bench/layers.md")
-    )
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/bench/layers.md"))
     options = parser.parse_args()
     peak = _peak()
     lines = [f"sgemm peak of one core: {peak:.0f} GF/s", ""]
