@@ -61,7 +61,7 @@ def _write(shown, before, after, manipulated) -> None:
     )[f"{LAYER}.branch"]
     share = [float((np.asarray(branch)[i, ..., c] > 0).mean()) for i, c in enumerate(shown)]
     rows = [
-        [(vis.images[0], f"{title} {c}") for c, vis in zip(shown, row, strict=True)]
+        [(vis.images[0][::2, ::2], f"{title} {c}") for c, vis in zip(shown, row, strict=True)]
         for title, row in (("original", before), ("manipulated", after))
     ]
     store.write_bytes(OUT / "silent.png", pictures.png(pictures.contact_sheet(rows)))
