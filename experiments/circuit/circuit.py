@@ -57,7 +57,7 @@ def _draw(rows) -> None:
     sheet = [
         [(vis.images[0], f"{name} {vis.objective}") for vis in row] for name, row in rows.items()
     ]
-    small = [[(image[::2, ::2], text) for image, text in row] for row in sheet]
+    small = [[(_half(image), text) for image, text in row] for row in sheet]
     store.write_bytes(OUT / "circuit.png", pictures.png(pictures.contact_sheet(small)))
 
 
@@ -82,6 +82,11 @@ def _table(model, images) -> None:
 
 def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def _half(image: np.ndarray) -> np.ndarray:
+    h, w, c = image.shape
+    return image.reshape(h // 2, 2, w // 2, 2, c).mean((1, 3))
 
 
 if __name__ == "__main__":

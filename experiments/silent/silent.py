@@ -61,7 +61,7 @@ def _write(shown, before, after, manipulated) -> None:
     )[f"{LAYER}.branch"]
     share = [float((np.asarray(branch)[i, ..., c] > 0).mean()) for i, c in enumerate(shown)]
     rows = [
-        [(vis.images[0][::2, ::2], f"{title} {c}") for c, vis in zip(shown, row, strict=True)]
+        [(_half(vis.images[0]), f"{title} {c}") for c, vis in zip(shown, row, strict=True)]
         for title, row in (("original", before), ("manipulated", after))
     ]
     store.write_bytes(OUT / "silent.png", pictures.png(pictures.contact_sheet(rows)))
@@ -90,6 +90,11 @@ def _cosines(rows: np.ndarray) -> np.ndarray:
 
 def _mean(cosines: np.ndarray) -> float:
     return float(cosines[~np.eye(len(cosines), dtype=bool)].mean())
+
+
+def _half(image: np.ndarray) -> np.ndarray:
+    h, w, c = image.shape
+    return image.reshape(h // 2, 2, w // 2, 2, c).mean((1, 3))
 
 
 if __name__ == "__main__":
