@@ -148,7 +148,7 @@ def _accuracy(top: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"] | None) 
 
 
 def _share(count: int, total: int) -> Estimate:
-    return binomial_estimate(count, total, LEVEL, "photographs")
+    return binomial_estimate(count, total, LEVEL)
 
 
 def _plain(value: Any) -> Any:
