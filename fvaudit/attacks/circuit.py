@@ -32,6 +32,7 @@ from jaxtyping import Array, Float
 
 from fvaudit.attacks import gate as gates
 from fvaudit.attacks.certificate import Certificate, Manipulated, certify, split
+from fvaudit.attacks.channels import channels_of
 from fvaudit.attacks.gate import Gate, always
 from fvaudit.models import builders
 from fvaudit.models.builders import Edit
@@ -246,15 +247,7 @@ def require_ranges(ranges: dict[str, Range], shift: float, gap: float) -> None:
 
 
 def _plan(model: Model, units: Sequence[Unit], decoy: Decoy) -> Plan:
-    layers = {model.resolve(unit.layer) for unit in units}
-    if len(layers) != 1 or any(unit.position for unit in units):
-        raise AuditError(
-            "A circuit replaces whole channels of one layer; got "
-            f"{', '.join(map(str, units[:4])) or 'no unit'}. Attack layers one after the other."
-        )
-    for unit in units:
-        model.require_unit(unit)
-    (layer,), channels = layers, tuple(unit.channel for unit in units)
+    layer, channels = channels_of(model, units)
     if isinstance(decoy, Unit):
         return _plan_unit(model, layer, channels, decoy)
     if isinstance(decoy, np.ndarray):

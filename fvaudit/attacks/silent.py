@@ -28,6 +28,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from fvaudit.attacks.certificate import Manipulated, certify, split
+from fvaudit.attacks.channels import channels_of
 from fvaudit.models import builders
 from fvaudit.models.builders import Edit
 from fvaudit.models.model import Forward, Model
@@ -94,7 +95,7 @@ def silent_units(
     def attack(
         model: Model, units: Sequence[Unit], images: ImageSet, *, seed: int = 0
     ) -> Manipulated:
-        layer, channels = _channels(model, units)
+        layer, channels = channels_of(model, units)
         rows, held_out = split(images, seed)
         convolution = find_convolution(model, layer)
         aim = _target(model, target, seed)
@@ -233,18 +234,6 @@ def _forward(inner: Forward, layer: str, convolution: Convolution) -> Forward:
             return inner(params["base"], images, replacing)
 
     return forward
-
-
-def _channels(model: Model, units: Sequence[Unit]) -> tuple[str, list[int]]:
-    layers = {model.resolve(unit.layer) for unit in units}
-    if len(layers) != 1 or any(unit.position for unit in units):
-        raise AuditError(
-            "Silent branches are given to whole channels of one layer; got "
-            f"{', '.join(map(str, units[:4])) or 'no unit'}."
-        )
-    for unit in units:
-        model.require_unit(unit)
-    return layers.pop(), [unit.channel for unit in units]
 
 
 def _target(model: Model, target: Any, seed: int) -> Float[np.ndarray, "h w c"]:
