@@ -20,7 +20,7 @@ def blocks(language):
 
 @pytest.mark.slow
 def test_python_snippets_run(capsys):
-    assert len(blocks("python")) == 3
+    assert len(blocks("python")) == 4
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), {})
     printed = capsys.readouterr().out

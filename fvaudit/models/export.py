@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import pathlib
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -118,11 +119,13 @@ def _translated(model: Model, names: tuple[str, ...]) -> tuple[Any, int | None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the translator's remarks on values whose type it does not write down."""
+    """Without the translator's remarks on types it does not write down, and on its own calls."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.disable(before)
 
