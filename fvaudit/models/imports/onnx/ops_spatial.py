@@ -281,9 +281,8 @@ def _max_unpool(call, x, places, shape=None):
     y = flat.at[places.reshape(-1)].set(x.reshape(-1)).reshape(full)
     if shape is None:
         return y
-    spare = [(0, int(wanted) - s) for wanted, s in zip(shape, full, strict=True)]
-    require_numbers(shape)
-    return jnp.pad(y, spare)
+    wanted = require_numbers([int(s) for s in shape])
+    return jnp.pad(y, [(0, w - s) for w, s in zip(wanted, full, strict=True)])
 
 
 OPERATORS = {
