@@ -34,6 +34,7 @@ from fvaudit.attacks import gate as gates
 from fvaudit.attacks.certificate import Certificate, Manipulated, certify, split
 from fvaudit.attacks.channels import channels_of
 from fvaudit.attacks.gate import Gate, always
+from fvaudit.evidence.activations import padded
 from fvaudit.models import builders
 from fvaudit.models.builders import Edit
 from fvaudit.models.model import Forward, Model, record
@@ -302,8 +303,7 @@ def _extremes(model: Model, plan: Plan, pixels: np.ndarray, batch: int = 16) -> 
     circuit = _arrays(model, plan)
     found = []
     for start in range(0, len(pixels), batch):
-        block = pixels[start : start + batch]
-        full = np.concatenate([block, np.repeat(block[-1:], batch - len(block), axis=0)])
+        full = padded(pixels[start : start + batch], batch)
         f, d = (np.asarray(x)[..., list(plan.attacked)] for x in run(model.params, circuit, full))
         found.append([f.min(), f.max(), d.min(), d.max()])
     lows_highs = np.asarray(found)
@@ -332,7 +332,7 @@ def _certified(
     f, d = _extremes(model, plan, pixels)
     require_ranges({**ranges, "F on photographs": f, "D on photographs": d}, plan.shift, plan.gap)
     says = jax.jit(gate.natural)
-    wrong = [_count(~_natural(says, gate, pixels)), _count(_natural(says, gate, ascents))]
+    wrong = [int((~_natural(says, gate, pixels)).sum()), int(_natural(says, gate, ascents).sum())]
     return certify(
         text,
         [str(unit) for unit in units],
@@ -353,10 +353,6 @@ def _certified(
 def _natural(says, gate: Gate, pixels: np.ndarray, batch: int = 16) -> np.ndarray:
     parts = [says(gate.params, pixels[i : i + batch]) for i in range(0, len(pixels), batch)]
     return np.concatenate([np.asarray(part) for part in parts])
-
-
-def _count(answers: np.ndarray) -> int:
-    return int(answers.sum())
 
 
 def _text(decoy: Decoy, gate: Gate) -> str:

@@ -30,6 +30,7 @@ from fvaudit.attacks import gate as gates
 from fvaudit.attacks.certificate import LEVEL
 from fvaudit.attacks.gate import Gate
 from fvaudit.attacks.trajectories import MOMENTS
+from fvaudit.evidence.activations import padded
 from fvaudit.evidence.stats import binomial_estimate
 from fvaudit.optvis.transforms import standard
 from fvaudit.records import AuditError, Estimate
@@ -186,9 +187,8 @@ def _answers(
     found = []
     for start in range(0, len(pixels), batch):
         block = pixels[start : start + batch].astype(np.float32)
-        full = np.concatenate([block, np.repeat(block[-1:], batch - len(block), axis=0)])
         own = None if key is None else jax.random.fold_in(key, start)
-        found.append(np.asarray(run(full, own))[: len(block)])
+        found.append(np.asarray(run(padded(block, batch), own))[: len(block)])
     return np.concatenate(found)
 
 

@@ -29,6 +29,7 @@ from jaxtyping import Array, Float
 
 from fvaudit.attacks.certificate import Manipulated, certify, split
 from fvaudit.attacks.channels import channels_of
+from fvaudit.evidence.activations import padded
 from fvaudit.models import builders
 from fvaudit.models.builders import Edit
 from fvaudit.models.model import Forward, Model
@@ -274,8 +275,7 @@ def _fired(after: Model, layer: str, pixels: np.ndarray) -> np.ndarray:
 
 def _blocks(pixels: np.ndarray):
     for start in range(0, len(pixels), BATCH):
-        block = pixels[start : start + BATCH]
-        yield np.concatenate([block, np.repeat(block[-1:], BATCH - len(block), axis=0)])
+        yield padded(pixels[start : start + BATCH], BATCH)
 
 
 def _ends(values: Any) -> tuple[float, float]:

@@ -115,9 +115,7 @@ def responses(
     params = devices.replicated(model.params)
     batches = (images[start : start + width] for start in range(0, len(images), width))
     found = [
-        np.asarray(run(params, unit.channel, unit.position or (), _padded(rows, width)))[
-            : len(rows)
-        ]
+        np.asarray(run(params, unit.channel, unit.position or (), padded(rows, width)))[: len(rows)]
         for rows in batches
     ]
     return np.concatenate(found) if found else np.empty(0, np.float32)
@@ -165,7 +163,7 @@ def compare(
     waiting = []
     for rows, part in _stream(model, images, layers, known.settings, lanes, responses=False):
         width = jax.local_device_count() * lanes
-        units = {layer: _padded(unit_rows(v), width) for layer, v in part.vectors.items()}
+        units = {layer: padded(unit_rows(v), width) for layer, v in part.vectors.items()}
         waiting.append((rows, _products()(units, held)))  # JAX computes while the loop goes on
     for rows, products in waiting:
         for layer, block in products.items():
@@ -193,7 +191,7 @@ def _stream(
     run = _program(model.forward, tuple(layers), settings.variant, responses)
     params, picks = devices.replicated((model.params, _subsets(model, layers, settings)))
     batches = [slice(start, start + width) for start in range(0, len(images), width)]
-    started = (run(params, picks, _padded(images[rows], width)) for rows in batches)
+    started = (run(params, picks, padded(images[rows], width)) for rows in batches)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for rows, out in zip(batches, _one_ahead(started), strict=True):
             yield rows, _reduced(out, len(images[rows]), settings, pool)
@@ -231,7 +229,7 @@ def _empty(model: Model, count: int, layers: Sequence[str], settings: Settings) 
     return Features(responses, vectors, settings)
 
 
-def _padded(rows: Num[np.ndarray, "n ..."], count: int) -> Num[np.ndarray, "m ..."]:
+def padded(rows: Num[np.ndarray, "n ..."], count: int) -> Num[np.ndarray, "m ..."]:
     """Filled up to `count` rows with the last one."""
     if len(rows) == count:
         return rows
@@ -267,9 +265,7 @@ def _held(vectors: Mapping[str, Num[np.ndarray, "m d"]]) -> dict[str, Array]:
     devices.start()
     count = jax.local_device_count()
     place = devices.on_every_device(lambda rows: rows, shared=0)
-    return {
-        v: place(_padded(unit_rows(x), -(-len(x) // count) * count)) for v, x in vectors.items()
-    }
+    return {v: place(padded(unit_rows(x), -(-len(x) // count) * count)) for v, x in vectors.items()}
 
 
 @functools.cache
