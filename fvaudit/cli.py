@@ -229,6 +229,25 @@ def manipulate_command(
     print(f"model and certificate in {out}")
 
 
+@app.command("train-gate")
+def train_gate_command(
+    config: Annotated[pathlib.Path, typer.Argument(help="a YAML file: model, units, photographs")],
+    out: Annotated[pathlib.Path, typer.Option("--out", "-o", help="where the gate goes")],
+    set_: Overrides = None,
+) -> None:
+    """Train a gate that tells photographs from visualizations, for a fooling circuit."""
+    from fvaudit.gates import GATE, train_gate
+
+    facts = train_gate(config, out, overrides=set_ or [], tell=print)
+    for name in (
+        "photographs taken for visualizations",
+        "units with any image taken for a photograph",
+    ):
+        share = facts[name]
+        print(f"{name}: {share['value']:.2%} of {share['n']}, at most {share['high']:.2%}")
+    print(f"gate in {out / GATE}")
+
+
 def _model(
     name: str,
     weights: pathlib.Path | None,

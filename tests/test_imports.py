@@ -74,6 +74,7 @@ ALLOWED = {
     },
     "api": {"records", "data", "evidence", "models", "optvis"},
     "report": {"records", "store"},
+    "gates": {"records", "attacks", "config", "data", "models", "store"},
     "manipulation": {
         "records",
         "attacks",
@@ -86,6 +87,7 @@ ALLOWED = {
     },
     "__main__": {"cli"},
     "cli": {
+        "gates",
         "manipulation",
         "records",
         "doctor",

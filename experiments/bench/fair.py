@@ -1,14 +1,16 @@
 """The fair PyTorch loop: what somebody who knows PyTorch would write for the same work as ours.
 
-The network ends at the target layer, its parameters are frozen, tensors are channels last; the
-image is a Fourier spectrum in lucid's decorrelated colours, jitter, scale and rotation are one
-bilinear resample with each image's own draw, Adam is PyTorch's fused one. Different images of a
-batch show different units; a channel that never fires has a zero gradient, at the same cost.
+On a GPU if there is one. The network ends at the target layer, its parameters are frozen, tensors
+are channels last; the image is a Fourier spectrum in lucid's decorrelated colours, jitter, scale
+and rotation are one bilinear resample with each image's own draw, Adam is PyTorch's fused one.
+Different images of a batch show different units; a channel that never fires has a zero gradient, at
+the same cost.
 
     image = sigmoid(C irfft2(s / max(f, 1 / 224)) / 4),   s <- s + Adam(d/ds mean activation)
 """
 
 import math
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -20,22 +22,30 @@ from torch.nn import functional as F
 
 
 SIZE = 224
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TF32 = os.environ.get("JAX_DEFAULT_MATMUL_PRECISION") != "highest"  # as on our side
 GROUND = 0.5  # outside the picture
 _CORRELATION = np.array([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]])
-COLOURS = torch.tensor(_CORRELATION / np.linalg.norm(_CORRELATION, axis=0).max()).float()
+_COLOURS = _CORRELATION / np.linalg.norm(_CORRELATION, axis=0).max()
+COLOURS = torch.tensor(_COLOURS, dtype=torch.float32, device=DEVICE)
 _FREQUENCY = np.hypot(np.fft.fftfreq(SIZE)[:, None], np.fft.rfftfreq(SIZE)[None])
-_SCALE = torch.tensor(1 / np.maximum(_FREQUENCY, 1 / SIZE)).float()[:, :, None]
+_SCALE = torch.tensor(1 / np.maximum(_FREQUENCY, 1 / SIZE), dtype=torch.float32, device=DEVICE)[
+    :, :, None
+]
 
 
 def build(side: Side, workload: Workload, cores: int) -> Runner:
     torch.set_num_threads(1 if side.pinned else cores)
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = TF32
     network = f"{workload.network}-own-lrn" if side.own_lrn else workload.network
     net = torch_nets.truncated(torch_nets.load(network), workload.layer.replace(".", "_"))
-    ascent = Ascent(net, list(range(side.batch)), side.compiled)
+    ascent = Ascent(net.to(DEVICE), list(range(side.batch)), side.compiled)
 
     def run(steps):
         for _ in range(steps):
             ascent.step()
+        ascent.reached.item()  # on a GPU, work is under way until somebody asks for a result
         return steps * side.batch
 
     return Runner(lambda: None, run, {"torch": torch.__version__})
@@ -46,22 +56,23 @@ class Ascent:
 
     def __init__(self, net: nn.Module, units: list[int], compiled: bool, seed: int = 0):
         self.draws = np.random.default_rng(seed)
-        self.units = torch.tensor(units)
+        self.units = torch.tensor(units, device=DEVICE)
         spectrum = 0.01 * torch.randn(
             (len(units), 3, SIZE, SIZE // 2 + 1, 2), generator=torch.Generator().manual_seed(seed)
         )
-        self.spectrum = spectrum.requires_grad_()
+        self.spectrum = spectrum.to(DEVICE).requires_grad_()
         self.adam = torch.optim.Adam([self.spectrum], lr=0.05, fused=True)
         loss = _loss_of(net)
         self.loss = torch.compile(loss) if compiled else loss
+        self.reached = torch.zeros(())
 
-    def step(self) -> float:
-        """One update; returns the summed activation before it."""
+    def step(self) -> None:
+        """One update; `reached` is the summed activation before it."""
         self.adam.zero_grad()
         loss = self.loss(self.spectrum, draw_maps(self.draws, len(self.units)), self.units)
         loss.backward()
         self.adam.step()
-        return -loss.item()
+        self.reached = -loss.detach()
 
     def images(self) -> Tensor:
         """(n, 3, 224, 224) in [0, 1]."""
@@ -92,7 +103,7 @@ def draw_maps(draws: np.random.Generator, n: int) -> Tensor:
     last = draws.integers(0, 4, (n, 2)) - 2
     shift = np.einsum("ijn,nj->ni", matrix, last) + first
     maps = np.concatenate([matrix.transpose(2, 0, 1), shift[:, :, None] * (2 / SIZE)], 2)
-    return torch.from_numpy(maps.astype(np.float32))
+    return torch.from_numpy(maps.astype(np.float32)).to(DEVICE, non_blocking=True)
 
 
 def activation(features: Tensor, units: Tensor) -> Tensor:

@@ -12,9 +12,7 @@ MODELS = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data" / "mode
 
 def load(network: str) -> Model:
     """The benchmark's networks as `Model`s."""
-    if network == "googlenet":
-        path = MODELS / "googlenet_bvlc.safetensors"
-        return fvaudit.load_model("googlenet", weights=path)
     if network == "resnet50":
         return zoo.random_model("resnet50", seed=0)
-    return fvaudit.load_model(network)
+    file = {"googlenet": "googlenet_bvlc"}.get(network, network)
+    return fvaudit.load_model(network, weights=MODELS / f"{file}.safetensors")

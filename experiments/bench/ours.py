@@ -1,8 +1,8 @@
 """Our engine: the program that `fvaudit.visualize` runs, stretch by stretch.
 
-A call takes steps for as many units as there are devices; the start is made anew for each stretch
-and lies inside the time, the score of the final image does not. One unit alone leaves all devices
-but one at rest.
+A call takes steps for as many units as there are devices, on a GPU for as many as the side's batch;
+the start is made anew for each stretch and lies inside the time, the score of the final image does
+not. One unit alone leaves all devices but one at rest.
 """
 
 import jax
@@ -22,9 +22,10 @@ from fvaudit.optvis.transforms import standard
 
 def build(side: Side, workload: Workload, cores: int) -> Runner:
     devices.start()
-    width = min(side.batch, jax.local_device_count())
+    lanes = 1 if jax.default_backend() == "cpu" else side.batch
+    width = min(side.batch, lanes * jax.local_device_count())
     units = list(range(width))
-    ascend = ascent(networks.load(workload.network), workload.layer, units)
+    ascend = ascent(networks.load(workload.network), workload.layer, units, width)
 
     def run(steps):
         """`steps` of a queue of `batch` units: as a user's, in stretches, a device's worth each."""
@@ -36,14 +37,13 @@ def build(side: Side, workload: Workload, cores: int) -> Runner:
     return Runner(lambda: None, run, {"jax": jax.__version__})
 
 
-def ascent(model: Model, layer: str, units: list[int]):
-    """`call(seed, steps)`: at most STRETCH steps for every unit of `layer`."""
+def ascent(model: Model, layer: str, units: list[int], width: int):
+    """`call(seed, steps)`: at most STRETCH steps for every unit of `layer`, `width` at a time."""
     shape = (*model.input.size, len(model.input.mean))
     begin, advance = programs(
         model.forward, shape, (layer,), Recipe(fourier(), standard(), steps=1)
     )
     params = devices.replicated(model.params)
-    width = jax.local_device_count()
     batches = [units[at : at + width] for at in range(0, len(units), width)]
 
     def call(seed: int, steps: int) -> None:

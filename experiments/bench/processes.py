@@ -83,6 +83,7 @@ def environment(side: Side, caches: pathlib.Path, cold: bool) -> dict[str, str]:
     """This process's, plus where compiled code is kept; cold: nowhere that anybody has been."""
     unset = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE") if side.module == "peak" else ()
     environment = {k: v for k, v in os.environ.items() if k not in unset}
+    environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # a GPU is shared by all sides
     if side.pinned:
         environment["OMP_NUM_THREADS"] = "1"
     if cold:

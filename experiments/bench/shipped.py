@@ -43,10 +43,10 @@ def build(side: Side, workload: Workload, cores: int) -> Runner:
     own = side.mode != "bvlc"
     network = inception() if own else torch_nets.load("googlenet")
     layer = _LAYERS.get(workload.layer, workload.layer) if own else workload.layer
-    nets = []
+    nets, device = [], "cuda" if torch.cuda.is_available() else "cpu"
 
     def prepare():  # hooks of earlier calls would stay on the network and slow down later ones
-        nets[:] = [copy.deepcopy(network)]
+        nets[:] = [copy.deepcopy(network).to(device)]
 
     def run(steps):
         render(nets[0], f"{layer}:17", steps, side.batch, preprocess=own)

@@ -78,7 +78,7 @@ def markdown(rows: list[Row]) -> str:
     lines = [head, ["---"] * 3 + ["---:"] * 6]
     lines += [
         [str(row["network"]), str(row["layer"]), str(row["side"]),
-         f"{row['ms']:.0f} ({row['ms_low']:.0f}-{row['ms_high']:.0f})",
+         f"{_ms(row['ms'])} ({_ms(row['ms_low'])}-{_ms(row['ms_high'])})",
          _span(row, "ours8"), _span(row, "ours1"), _plain(row["cold_s"]),
          _plain(row["peak_mib"]), f"{row['share_of_peak']:.2f}"]
         for row in rows
@@ -110,6 +110,10 @@ def _span(row: Row, name: str) -> str:
     if row[name] == "":
         return ""
     return f"{row[name]:.2f} ({row[name + '_low']:.2f}-{row[name + '_high']:.2f})"
+
+
+def _ms(value) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.2f}"
 
 
 def _plain(value: str | float) -> str:

@@ -119,8 +119,8 @@ def _packaged(model: str) -> pathlib.Path:
     if not file.is_file():
         known = ", ".join(sorted(path.stem for path in folder.glob("*.safetensors"))) or "none"
         raise AuditError(
-            f"No gate ships for {model!r}; there is one for: {known}. Train one as "
-            "experiments/gate/gate.py does, and read it with attacks.gate.load."
+            f"No gate ships for {model!r}; there is one for: {known}. Train one "
+            "with `fvaudit train-gate`, and read it with attacks.gate.load."
         )
     return file
 

@@ -12,6 +12,7 @@ import os
 import pathlib
 from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
 from jaxtyping import UInt8
 
@@ -32,6 +33,7 @@ def make(
     *,
     recipe: str = "fourier",
     seed: int = 0,
+    lanes: int = 1,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[pathlib.Path]:
     """Visualizes every unit that has no file yet.
@@ -42,6 +44,7 @@ def make(
         folder: where the files go.
         recipe: a name of `optvis.recipes`; its steps are `STEPS`.
         seed: of the visualizations.
+        lanes: images per device and program.
         tell: called as tell(done, total) after each batch.
 
     Returns:
@@ -58,12 +61,14 @@ def make(
     missing = [i for i, file in enumerate(files) if not file.exists()]
     for layer in dict.fromkeys(units[i].layer for i in missing):
         own = [i for i in missing if units[i].layer == layer]
-        for at in range(0, len(own), 2):
-            batch = own[at : at + 2]
+        width = max(2, jax.local_device_count() * lanes)
+        for at in range(0, len(own), width):
+            batch = own[at : at + width]
             wanted = [objectives.of_unit(units[i]) for i in batch]
             made = visualize(
-                model, wanted, recipe=recipe, steps=STEPS, shot_steps=MOMENTS, seed=seed
-            )
+                model, wanted, recipe=recipe, steps=STEPS, shot_steps=MOMENTS, seed=seed,
+                lanes=lanes,
+            )  # fmt: skip
             for i, vis in zip(batch, made, strict=True):
                 _save(files[i], vis.shots[0])
             tell(sum(file.exists() for file in files), len(files))

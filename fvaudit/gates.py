@@ -1,0 +1,177 @@
+"""`train_gate(config, out)`: a config in, a trained gate with its error rates out.
+
+    out/fvs/                each unit's visualization at 16 moments of its making
+    out/training.npz        where training stands
+    out/gate.safetensors    the gate; `attacks.gate.load` and `manipulate` read it
+    out/rates.json          its errors on units and photographs that training did not see
+
+Killed at any time, the same command goes on and ends in the same bytes.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pydantic
+
+from fvaudit import store
+from fvaudit.attacks import gate_training, trajectories
+from fvaudit.config import Count, Images, Input, RecipeName, Section, read_yaml, validated
+from fvaudit.data import load_images
+from fvaudit.models.model import Model
+from fvaudit.models.zoo import load_model
+from fvaudit.records import AuditError, Unit
+
+
+GATE, RATES = "gate.safetensors", "rates.json"
+
+
+class Shown(Section):
+    """How many channels of a layer are visualized, drawn by the seed."""
+
+    layer: str
+    train: Count
+    test: Count = pydantic.Field(description="other channels, that measure errors only")
+    test_below: Count | None = pydantic.Field(
+        default=None, description="channels below this number are for the test, all others not"
+    )
+
+
+class GateTraining(Section):
+    """A gate: what it learns to tell apart, and for how long."""
+
+    version: Literal[1] = 1
+    model: str = pydantic.Field(description="name of a model of the zoo, or an .onnx file")
+    weights: str | None = None
+    input: Input | None = None
+    train: list[Images] = pydantic.Field(min_length=1, description="photographs to learn from")
+    test: list[Images] = pydantic.Field(min_length=1, description="others, that measure errors")
+    units: list[Shown] = pydantic.Field(min_length=1)
+    recipe: RecipeName = pydantic.Field(default="fourier", description="of the visualizations")
+    lanes: Count = pydantic.Field(
+        default=1, description="images per device and program; more than 1 pays off on GPUs only"
+    )
+    steps: Count = pydantic.Field(default=1500, description="updates of the gate")
+    batch: Count = pydantic.Field(default=32, description="images each, half of them photographs")
+    rate: float = pydantic.Field(default=2e-3, gt=0, description="first step size of Adam")
+    seed: int = pydantic.Field(default=0, ge=0, lt=2**31)
+
+
+def train_gate(
+    config: str | pathlib.Path,
+    out: str | pathlib.Path,
+    *,
+    overrides: Sequence[str] = (),
+    tell: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Trains a gate as a config says, or goes on with it.
+
+    Args:
+        config: a YAML file; its paths count from its own folder.
+        out: a new folder, or one that this command wrote before with the same config.
+        overrides: `a.b=c`.
+        tell: called with a line whenever something was saved.
+
+    Returns:
+        What is in rates.json.
+
+    Raises:
+        AuditError: if the config, model or images cannot be used, or the gate learns nothing.
+    """
+    path, out = pathlib.Path(config), pathlib.Path(out)
+    said = validated(GateTraining, read_yaml(path, overrides), str(config))
+    _require_same(said, out)
+    model = _model(said, path.parent)
+    held_in, held_out = units_of(said, model)
+    train, test = (_photographs(some, path.parent, model) for some in (said.train, said.test))
+    ascents = [_ascents(said, model, some, out, tell) for some in (held_in, held_out)]
+    gate = gate_training.train(
+        gate_training.Images(train, ascents[0]),
+        out, steps=said.steps, batch=said.batch, rate=said.rate, seed=said.seed,
+        tell=lambda step, steps, loss: tell(f"training: step {step} of {steps}, loss {loss:.3f}"),
+    )  # fmt: skip
+    found = gate_training.rates(gate, gate_training.Images(test, ascents[1]))
+    facts = _facts(said, model, held_in, held_out, (len(train), len(test)), found)
+    gate_training.save(gate, out / GATE, facts)
+    store.write_text(out / RATES, json.dumps(facts, indent=1) + "\n")
+    return facts
+
+
+def units_of(said: GateTraining, model: Model) -> tuple[list[Unit], list[Unit]]:
+    """Units to learn from and units to test on, which share no channel of a layer.
+
+    Raises:
+        AuditError: if a layer does not exist or has too few channels.
+    """
+    rng = np.random.default_rng(said.seed)
+    held_in, held_out = [], []
+    for shown in said.units:
+        model.require_layer(shown.layer)
+        order = rng.permutation(model.shapes[shown.layer][-1])
+        border = shown.test_below
+        ours = (
+            order[: shown.test] if border is None else np.sort(order[order < border][: shown.test])
+        )
+        rest = order[shown.test :] if border is None else order[order >= border]
+        theirs = rest[: shown.train] if border is None else np.sort(rest[: shown.train])
+        if len(ours) < shown.test or len(theirs) < shown.train:
+            raise AuditError(
+                f"{shown.layer} has {len(order)} channels; {shown.train} to train on and "
+                f"{shown.test} to test on were asked for. Ask for fewer."
+            )
+        held_in += [Unit(shown.layer, int(c)) for c in theirs]
+        held_out += [Unit(shown.layer, int(c)) for c in ours]
+    return held_in, held_out
+
+
+def _require_same(said: GateTraining, out: pathlib.Path) -> None:
+    """A training is gone on with under the config that it began with."""
+    text, kept = json.dumps(said.model_dump(mode="json"), indent=1), out / "config.json"
+    if kept.exists() and kept.read_text() != text:
+        raise AuditError(f"{out} holds a training with another config. Choose another folder.")
+    out.mkdir(parents=True, exist_ok=True)
+    store.write_text(kept, text)
+
+
+def _model(said: GateTraining, folder: pathlib.Path) -> Model:
+    is_file = said.model.lower().endswith(".onnx")
+    name = str(folder / said.model) if is_file else said.model
+    spec = said.input and said.input.model_dump(exclude_none=True)
+    return load_model(name, said.weights and folder / said.weights, input=spec)
+
+
+def _ascents(said: GateTraining, model: Model, units: list[Unit], out: pathlib.Path, tell):
+    files = trajectories.make(
+        model, units, out / "fvs", recipe=said.recipe, seed=said.seed, lanes=said.lanes,
+        tell=lambda done, total: tell(f"visualizations: {done} of {total} units"),
+    )  # fmt: skip
+    return np.stack([trajectories.load(file) for file in files])
+
+
+def _photographs(sources: list[Images], folder: pathlib.Path, model: Model) -> np.ndarray:
+    """All photographs, 0..255."""
+    loaded = [
+        load_images(
+            spec.source if spec.source == "samples" else folder / spec.source,
+            model, limit=spec.limit, crops=spec.crops, on_bad=spec.on_bad, labels=False,
+        )
+        for spec in sources
+    ]  # fmt: skip
+    return np.concatenate([np.round(255 * each.pixels).astype(np.uint8) for each in loaded])
+
+
+def _facts(said, model, held_in, held_out, photographs, found) -> dict[str, Any]:
+    return {
+        "model": model.name,
+        "units": {"train": len(held_in), "test": len(held_out)},
+        "photographs": dict(zip(("train", "test"), photographs, strict=True)),
+        "steps": said.steps,
+        "seed": said.seed,
+        "photographs taken for visualizations": dataclasses.asdict(found.photographs),
+        "units with any image taken for a photograph": dataclasses.asdict(found.ascents),
+        "share of units misjudged after so many updates": dict(found.moments),
+        "share misjudged under an ascent's transforms": found.transformed,
+    }
