@@ -1,0 +1,177 @@
+"""Measures clean units and units under each attack: the benchmark's raw numbers.
+
+    command    python experiments/detection/measure.py PHOTOGRAPHS [--networks ...] [--attacks ...]
+                   [--lanes 66]
+    expected   results/detection/measures.csv, a row a unit; certificates.json; sheets of pictures
+               in runs/detection
+
+PHOTOGRAPHS is a folder with one photograph of each class, <wnid>_<name>.jpg. Seven in ten are the
+attacker's: they choose and certify the attack; the auditor has the others.
+A condition (network, attack, layer) whose rows are there is not measured again, so a run that was
+stopped goes on. The whole took about 8 minutes on one GPU with 66 lanes; on 2 cores allow 20
+minutes a condition.
+"""
+
+import argparse
+import csv
+import json
+import pathlib
+import time
+from typing import Any
+
+import conditions
+import numpy as np
+from conditions import NETWORKS, Drawn, Network
+
+import fvaudit as fv
+from fvaudit import pictures, store
+from fvaudit.evidence.activations import collect
+from fvaudit.evidence.manipulation import MEASURES, measures
+from fvaudit.optvis.objectives import of_unit
+
+
+OUT = conditions.ROOT / "results" / "detection"
+WORK = conditions.ROOT / "runs" / "detection"
+COLUMNS = ("network", "layer", "attack", "role", "channel", *MEASURES, "margin", "p_value",
+           "activation", "like_target", "like_original")  # fmt: skip
+SHOWN = 11  # pictures of a condition on its sheet
+
+
+def main() -> None:
+    options = _options()
+    for network in (NETWORKS[name] for name in options.networks):
+        model = fv.load_model(network.name, network.weights)
+        attacker, auditor = conditions.photographs(options.photographs, model)
+        bench = Bench(network, model, attacker, auditor, options)
+        for attack in options.attacks:
+            for layer in network.layers(attack):
+                if not _there(options.out, network.name, layer, attack):
+                    bench.run(attack, conditions.draw(model, layer, options.units))
+
+
+class Bench:
+    """One network with both sides' photographs. A class, since all conditions share them."""
+
+    def __init__(self, network: Network, model: fv.Model, attacker, auditor, options: Any):
+        self.network, self.model, self.options = network, model, options
+        self.attacker, self.auditor = attacker, auditor
+
+    def run(self, attack: str, drawn: Drawn) -> None:
+        """Measures one condition and writes it down."""
+        begun = time.perf_counter()
+        if attack == "clean":
+            model, roles = self.model, {"reference": drawn.reference, "test": drawn.test}
+        else:
+            model, roles = self._attacked(attack, drawn), {"test": drawn.test}
+        attacked = time.perf_counter()
+        known = fv.collect_natural(model, self.auditor, layers=[drawn.layer])
+        rows = []
+        for role, channels in roles.items():
+            aim = (drawn.target,) if (attack, role) == ("clean", "test") else ()
+            shown = self._shown(model, drawn, (*channels, *aim))
+            if aim:
+                self._keep(drawn, shown)
+            self._sheet(attack, role, drawn, channels, shown)
+            likeness = self._likeness(drawn, channels, shown)
+            for i, (channel, vis) in enumerate(zip(channels, shown, strict=False)):
+                result = fv.path_similarity(model, fv.Unit(drawn.layer, channel), vis, known)
+                rows.append((self.network.name, drawn.layer, attack, role, channel,
+                             *measures(result), result.margin.value, result.p_value,
+                             float(vis.activation[0]), *(x[i] for x in likeness)))  # fmt: skip
+        _append(self.options.out, rows)
+        print(f"{self.network.name} {attack} {drawn.layer}: {len(rows)} units, "
+              f"{attacked - begun:.0f} s for the attack, "
+              f"{time.perf_counter() - attacked:.0f} s to measure", flush=True)  # fmt: skip
+
+    def _attacked(self, attack: str, drawn: Drawn) -> fv.Model:
+        target = fv.Unit(drawn.layer, drawn.target)
+        picture = self._clean_pictures(drawn, (drawn.target,))[0]
+        made = conditions.attacks(self.network, drawn.layer, target, picture)[attack]()
+        done = made(self.model, drawn.units(drawn.test), self.attacker, seed=conditions.SEED)
+        _certify(self.options.out, f"{self.network.name} {drawn.layer} {attack}", done.certificate)
+        return done.model
+
+    def _shown(self, model: fv.Model, drawn: Drawn, channels) -> tuple[fv.Visualization, ...]:
+        return fv.visualize(model, [of_unit(u) for u in drawn.units(channels)],
+                            steps=self.options.steps, lanes=self.options.lanes,
+                            seed=conditions.SEED)  # fmt: skip
+
+    def _clean_pictures(self, drawn: Drawn, channels: tuple[int, ...]) -> np.ndarray:
+        """Of the clean network, made once and kept."""
+        path = WORK / self.network.name / f"{drawn.layer}-{self.options.units}.npz"
+        if not path.exists():
+            self._keep(drawn, self._shown(self.model, drawn, (*drawn.test, drawn.target)))
+        with np.load(path, allow_pickle=False) as kept:
+            images = dict(zip(kept["channels"].tolist(), kept["images"], strict=True))
+        return np.stack([images[c] for c in channels])
+
+    def _keep(self, drawn: Drawn, shown) -> None:
+        path = WORK / self.network.name / f"{drawn.layer}-{self.options.units}.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        images = np.concatenate([vis.images for vis in shown])
+        np.savez(path, channels=np.array([*drawn.test, drawn.target]), images=images)
+
+    def _likeness(self, drawn: Drawn, channels, shown) -> list[np.ndarray]:
+        """Cosine, in the clean network's channel means, to the target's and the own clean picture.
+
+        NaN where a unit is its own reference.
+        """
+        view = "avgpool" if drawn.layer == "logits" else self.network.view
+        own = [c in drawn.test for c in channels]
+        if not all(own):
+            return [np.full(len(channels), np.nan)] * 2
+        target = self._clean_pictures(drawn, (drawn.target,))
+        sets = (np.concatenate([vis.images for vis in shown[: len(channels)]]), target,
+                self._clean_pictures(drawn, tuple(channels)))  # fmt: skip
+        seen = [collect(self.model, x, [view], variant="pooled").responses[view] for x in sets]
+        one, aim, clean = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in seen)
+        return [(one * aim).sum(1), (one * clean).sum(1)]
+
+    def _sheet(self, attack: str, role: str, drawn: Drawn, channels, shown) -> None:
+        row = [(vis.images[0][::2, ::2], f"{attack} {c}")
+               for c, vis in list(zip(channels, shown, strict=False))[:SHOWN]]  # fmt: skip
+        path = self.options.sheets / f"{self.network.name}-{drawn.layer}-{attack}-{role}.png"
+        store.write_bytes(path, pictures.png(pictures.contact_sheet([row])))
+
+
+def _there(folder: pathlib.Path, network: str, layer: str, attack: str) -> bool:
+    path = folder / "measures.csv"
+    if not path.exists():
+        return False
+    with open(path, newline="") as stream:
+        return any(row[:3] == [network, layer, attack] for row in csv.reader(stream))
+
+
+def _append(folder: pathlib.Path, rows: list[tuple]) -> None:
+    path = folder / "measures.csv"
+    folder.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with open(path, "a", newline="") as stream:
+        out = csv.writer(stream)
+        out.writerows([COLUMNS] * new)
+        out.writerows([f"{x:.6g}" if isinstance(x, float) else x for x in row] for row in rows)
+
+
+def _certify(folder: pathlib.Path, name: str, certificate) -> None:
+    path = folder / "certificates.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    known[name] = certificate.to_json()
+    store.write_text(path, json.dumps(known, indent=1) + "\n")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("photographs", help="a folder of <wnid>_<name>.jpg, one a class")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--attacks", nargs="+", choices=conditions.NAMES,
+                        default=list(conditions.NAMES))  # fmt: skip
+    parser.add_argument("--lanes", type=int, default=1, help="more than 1 on GPUs only")
+    parser.add_argument("--units", type=int, default=conditions.UNITS, help="of each role")
+    parser.add_argument("--steps", type=int, default=None, help="the recipe's own unless given")
+    parser.add_argument("--out", type=pathlib.Path, default=OUT)
+    parser.add_argument("--sheets", type=pathlib.Path, default=WORK)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
