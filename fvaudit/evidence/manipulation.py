@@ -67,7 +67,7 @@ def manipulation(
             f"A unit's {unit.shape} measures cannot be held against rows of {reference.shape}."
         )
     rows = np.concatenate([reference, unit[None]]).astype(np.float64)
-    known = np.isfinite(rows).any(axis=1)
+    known = np.atleast_1d(np.isfinite(rows).any(axis=1))
     if not known[-1] or known[:-1].sum() < FEWEST:
         return np.nan, np.nan
     far = _farthest(rows[known])
