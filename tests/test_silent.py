@@ -167,3 +167,9 @@ def test_a_unit_as_target_is_visualized_first():
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(AuditError, match="above 0"):
         silent_units(Unit("relu1", 0), **settings)
+
+
+def test_a_target_outside_the_range_of_pictures_is_refused():
+    attack = silent_units(255 * pictures(1)[0])
+    with pytest.raises(AuditError, match=r"must lie in \[0, 1\], got .* Divide 0..255 by 255"):
+        attack(network(), UNITS, photographs())

@@ -46,6 +46,7 @@ class Certificate:
     shares: Mapping[str, Estimate]  # of this kind of attack: misrouted photographs, ...
     constants: Mapping[str, float]  # chosen by the attack
     ranges: Mapping[str, tuple[float, float]]  # (lowest, highest) that they came from
+    effects: Mapping[str, float] = dataclasses.field(default_factory=dict)  # what was achieved
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers and texts; NaN becomes None."""
@@ -98,6 +99,7 @@ def certify(
     shares: Mapping[str, tuple[int, int]],
     constants: Mapping[str, float],
     ranges: Mapping[str, tuple[float, float]],
+    effects: Mapping[str, float] | None = None,
 ) -> Certificate:
     """Measures the logits of both models on photographs that construction did not see.
 
@@ -112,6 +114,7 @@ def certify(
         shares: name -> (how many, of how many) photographs.
         constants: chosen by the attack.
         ranges: that they came from.
+        effects: what the attack achieved, by name.
     """
     logits = [logits_of(model, images.pixels[rows]) for model in (before, after)]
     labels = None if images.labels is None else images.labels[rows]
@@ -132,6 +135,7 @@ def certify(
         shares={name: _share(*counts) for name, counts in shares.items()},
         constants=dict(constants),
         ranges=dict(ranges),
+        effects=dict(effects or {}),
     )
 
 

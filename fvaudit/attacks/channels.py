@@ -1,8 +1,13 @@
-"""Attacks take whole channels of one layer."""
+"""What attacks take: whole channels of one layer, and pictures to show."""
 
 from collections.abc import Sequence
 
+import numpy as np
+from jaxtyping import Float
+
 from fvaudit.models.model import Model
+from fvaudit.optvis.objectives import of_unit
+from fvaudit.optvis.visualize import visualize
 from fvaudit.records import AuditError, Unit
 
 
@@ -21,3 +26,32 @@ def channels_of(model: Model, units: Sequence[Unit]) -> tuple[str, tuple[int, ..
     for unit in units:
         model.require_unit(unit)
     return layers.pop(), tuple(unit.channel for unit in units)
+
+
+def picture_of(
+    model: Model, target: Unit | Float[np.ndarray, "h w c"], seed: int
+) -> Float[np.ndarray, "h w c"]:
+    """The picture that an attack shows: as given, or the visualization of a unit.
+
+    Raises:
+        AuditError: if the unit does not exist, or the picture has another size or range.
+    """
+    if isinstance(target, Unit):
+        model.require_unit(target)
+        return visualize(model, [of_unit(target)], seed=seed)[0].images[0]
+    return require_picture(model, target)
+
+
+def require_picture(model: Model, picture: np.ndarray) -> Float[np.ndarray, "h w c"]:
+    """The picture in float32.
+
+    Raises:
+        AuditError: if it has another size than the model's input, or leaves [0, 1].
+    """
+    model.require_size((1, *picture.shape))
+    if not (picture.min() >= 0 and picture.max() <= 1):  # also catches NaN
+        raise AuditError(
+            f"The picture must lie in [0, 1], got [{picture.min():.3g}, {picture.max():.3g}]. "
+            "Divide 0..255 by 255."
+        )
+    return picture.astype(np.float32)

@@ -32,7 +32,7 @@ from jaxtyping import Array, Float
 
 from fvaudit.attacks import gate as gates
 from fvaudit.attacks.certificate import Certificate, Manipulated, certify, split
-from fvaudit.attacks.channels import channels_of
+from fvaudit.attacks.channels import channels_of, require_picture
 from fvaudit.attacks.gate import Gate, always
 from fvaudit.evidence.activations import padded
 from fvaudit.models import builders
@@ -252,7 +252,7 @@ def _plan(model: Model, units: Sequence[Unit], decoy: Decoy) -> Plan:
     if isinstance(decoy, Unit):
         return _plan_unit(model, layer, channels, decoy)
     if isinstance(decoy, np.ndarray):
-        return Plan(layer, channels, (), picture=_require_picture(model, decoy))
+        return Plan(layer, channels, (), picture=require_picture(model, decoy))
     width = model.shapes[layer][-1]
     if decoy % width == 0:
         raise AuditError(
@@ -268,16 +268,6 @@ def _plan_unit(model: Model, layer: str, channels: tuple[int, ...], decoy: Unit)
     if model.resolve(decoy.layer) == layer:
         return Plan(layer, channels, (decoy.channel,) * len(channels))
     return Plan(layer, channels, (), model.resolve(decoy.layer), decoy.channel)
-
-
-def _require_picture(model: Model, picture: np.ndarray) -> Float[np.ndarray, "h w c"]:
-    model.require_size((1, *picture.shape))
-    if not (picture.min() >= 0 and picture.max() <= 1):  # also catches NaN
-        raise AuditError(
-            f"The picture must lie in [0, 1], got [{picture.min():.3g}, {picture.max():.3g}]. "
-            "Divide 0..255 by 255."
-        )
-    return picture.astype(np.float32)
 
 
 def _ascents(model: Model, units: Sequence[Unit], plan: Plan, seed: int) -> np.ndarray:

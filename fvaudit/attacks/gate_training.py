@@ -15,7 +15,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +29,7 @@ from safetensors.numpy import save_file
 from fvaudit.attacks import gate as gates
 from fvaudit.attacks.certificate import LEVEL
 from fvaudit.attacks.gate import Gate
+from fvaudit.attacks.resume import restored, save_state
 from fvaudit.attacks.trajectories import MOMENTS
 from fvaudit.evidence.activations import padded
 from fvaudit.evidence.stats import binomial_estimate
@@ -85,7 +86,7 @@ def train(
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
     params = gates.small(jax.random.key(seed)).params
     state = (params, optimizer.init(params))
-    first, state = _restored(state_file, state)
+    first, state = restored(state_file, state)
     update = _update(optimizer)
     loss = jnp.zeros(())
     for step in range(first, steps):
@@ -93,7 +94,7 @@ def train(
         drawn, natural = _batch(images, batch, rng)
         state, loss = update(state, jax.random.fold_in(jax.random.key(seed), step), drawn, natural)
         if (step + 1) % SAVED == 0 or step + 1 == steps:
-            _save_state(state_file, step + 1, state)
+            save_state(state_file, step + 1, state)
             tell(step + 1, steps, float(loss))
     gate = Gate(gates.logit, state[0], "small")
     _require_spread(gate, images, seed)
@@ -200,21 +201,3 @@ def _require_spread(gate: Gate, images: Images, seed: int) -> None:
             f"The gate learnt nothing: its logits vary by {spread:.2g} nats over photographs and "
             f"visualizations, less than {SPREAD}. Train it longer or with another seed."
         )
-
-
-def _restored(file: pathlib.Path, state: Any) -> tuple[int, Any]:
-    if not file.exists():
-        return 0, state
-    leaves, tree = jax.tree.flatten(state)
-    with np.load(file, allow_pickle=False) as stored:
-        found = [jnp.asarray(stored[f"leaf{i}"]) for i in range(len(leaves))]
-        return int(stored["step"]), jax.tree.unflatten(tree, found)
-
-
-def _save_state(file: pathlib.Path, step: int, state: Any) -> None:
-    leaves: Sequence[Any] = jax.tree.leaves(jax.device_get(state))
-    beside = file.with_suffix(".part")
-    with open(beside, "wb") as stream:
-        named = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
-        np.savez(stream, allow_pickle=False, step=np.int64(step), **named)
-    os.replace(beside, file)

@@ -28,14 +28,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from fvaudit.attacks.certificate import Manipulated, certify, split
-from fvaudit.attacks.channels import channels_of
+from fvaudit.attacks.channels import channels_of, picture_of
 from fvaudit.evidence.activations import padded
 from fvaudit.models import builders
 from fvaudit.models.builders import Edit
 from fvaudit.models.model import Forward, Model
 from fvaudit.optvis import lowering
-from fvaudit.optvis.objectives import of_unit
-from fvaudit.optvis.visualize import visualize
 from fvaudit.records import AuditError, ImageSet, Unit
 
 
@@ -99,7 +97,7 @@ def silent_units(
         layer, channels = channels_of(model, units)
         rows, held_out = split(images, seed)
         convolution = find_convolution(model, layer)
-        aim = _target(model, target, seed)
+        aim = picture_of(model, target, seed)
         seen, kernel = _inputs(model.forward, convolution.place)(model.params, aim[None])
         filters = decoy_filters(convolution, seen, kernel, strength, scale)
         chosen = np.isin(np.arange(kernel.shape[-1]), channels)
@@ -235,14 +233,6 @@ def _forward(inner: Forward, layer: str, convolution: Convolution) -> Forward:
             return inner(params["base"], images, replacing)
 
     return forward
-
-
-def _target(model: Model, target: Any, seed: int) -> Float[np.ndarray, "h w c"]:
-    if isinstance(target, Unit):
-        model.require_unit(target)
-        return visualize(model, [of_unit(target)], seed=seed)[0].images[0]
-    model.require_size((1, *target.shape))
-    return target
 
 
 @functools.cache

@@ -67,6 +67,28 @@ def trunk_of_outputs(forward: Any, params: Any, shape: tuple[int, ...]) -> tuple
     return _crossed(steps, start, output, list(zip(sorted(activations), values, strict=True)))
 
 
+def reaching(forward: Any, params: Any, shape: tuple[int, ...], layer: str) -> tuple[bool, ...]:
+    """Of every leaf of `params`, whether the activations of a layer depend on it.
+
+    Args:
+        forward: called as forward(params, images, tap).
+        params: pytree of arrays.
+        shape: of a batch of images, float32.
+        layer: that `forward` taps.
+    """
+
+    def marked(params, images):
+        return forward(params, images, lambda name, x: checkpoint_name(x, name))
+
+    closed = jax.make_jaxpr(marked)(params, jax.ShapeDtypeStruct(shape, jnp.float32))
+    numbers: dict[Any, int] = {}
+    steps = list(_steps(closed.jaxpr, numbers))
+    leaves = [_number(v, numbers) for v in closed.jaxpr.invars[:-1]]
+    end = next(step.outputs[0] for step in steps if step.layer == layer)
+    back = _paths([_Step(s.outputs, s.inputs, s.layer) for s in reversed(steps)], {end: 1})
+    return tuple(back[leaf] > 0 for leaf in leaves)
+
+
 def _crossed(
     steps: list[_Step], start: int, end: int, layers: list[tuple[str, int]]
 ) -> tuple[str, ...]:
