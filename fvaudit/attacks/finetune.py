@@ -56,6 +56,9 @@ class Tuning(NamedTuple):
     since: str | None = None  # a layer of the trunk: what lies before it is not trained
 
 
+TUNING = Tuning()
+
+
 class Scene(NamedTuple):
     """What an attacker knows."""
 
@@ -100,11 +103,11 @@ class Goal(NamedTuple):
     prepare: Callable[[Scene], Aim]
 
 
-def finetuned(goal: Goal, tuning: Tuning) -> Callable[..., Manipulated]:
+def finetuned(goal: Goal, tuning: Tuning = TUNING) -> Callable[..., Manipulated]:
     """An attack: weights are trained for a goal while the behaviour on photographs is kept.
 
     Args:
-        goal: for example `slingshot.goal(target)`.
+        goal: for example `slingshot(target)`.
         tuning: how.
 
     Returns:
@@ -139,7 +142,7 @@ def finetuned(goal: Goal, tuning: Tuning) -> Callable[..., Manipulated]:
         proof = certify(
             f"{goal.text}, {tuning}", [str(unit) for unit in units], model, after, images, held_out,
             construction=len(rows), shares={},
-            constants={k: v for k, v in tuning._asdict().items() if k != "since"},
+            constants={k: float(v) for k, v in tuning._asdict().items() if k != "since"},
             ranges={"responses to photographs": _ends(scene.responses)},
             effects={**aim.effect(after, pixels),
                      "largest relative change of a kernel": _moved(model, after)},

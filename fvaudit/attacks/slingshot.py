@@ -30,9 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from fvaudit.attacks.certificate import Manipulated
 from fvaudit.attacks.channels import picture_of
-from fvaudit.attacks.finetune import STRETCH, Aim, Goal, Scene, Tuning, finetuned
+from fvaudit.attacks.finetune import STRETCH, Aim, Goal, Scene
 from fvaudit.evidence.activations import collect
 from fvaudit.models.model import Model
 from fvaudit.optvis.objectives import of_unit
@@ -47,33 +46,18 @@ MOMENTS = (2, 8, 24, 64, 128)  # updates after which an ascent is looked at
 
 
 def slingshot(
-    target: Unit | Float[np.ndarray, "h w c"],
-    *,
-    height: float = 3.0,
-    sd: float = 0.3,
-    tuning: Tuning | None = None,
-) -> Callable[..., Manipulated]:
-    """An attack: the visualizations of units converge to a target; weights change, nothing else.
+    target: Unit | Float[np.ndarray, "h w c"], *, height: float | int = 3.0, sd: float | int = 0.3
+) -> Goal:
+    """A goal for `finetuned`: the visualizations of units converge to a target.
 
     Args:
         target: an image in [0, 1], or a unit whose visualization is made first.
         height: how high units rise at the target, in ranges of their natural responses; > 0.
         sd: most noise about the ways to the target, in latent units; >= 0.
-        tuning: how the network is fine-tuned.
-
-    Returns:
-        attack(model, units, images, seed=0, folder=None, tell=...), see `finetune.finetuned`.
 
     Raises:
         AuditError: for settings out of range; by the attack, for a picture that does not fit.
     """
-    return finetuned(goal(target, height=height, sd=sd), tuning or Tuning())
-
-
-def goal(
-    target: Unit | Float[np.ndarray, "h w c"], *, height: float = 3.0, sd: float = 0.3
-) -> Goal:
-    """What `slingshot` wants, for `finetune.finetuned` and `adaptive`."""
     if not height > 0 or sd < 0:
         raise AuditError(f"height must be above 0 and sd at least 0, got {height:g} and {sd:g}.")
     text = f"slingshot(height={height:g}, sd={sd:g})"
@@ -92,7 +76,7 @@ def _prepare(target: Any, height: float, sd: float, scene: Scene) -> Aim:
     shape = picture.shape
 
     def loss(see, points, key):
-        images = jax.vmap(lambda q: spec.parameterization.decode(q, shape))(points)
+        images = jnp.asarray(jax.vmap(lambda q: spec.parameterization.decode(q, shape))(points))
         keys = jax.random.split(key, len(points))
         moved = jax.vmap(spec.transform.apply)(keys, images)
         plain = (jnp.arange(len(points)) % 2 == 0)[:, None, None, None]
@@ -101,10 +85,10 @@ def _prepare(target: Any, height: float, sd: float, scene: Scene) -> Aim:
         wanted = jnp.maximum(start + height * jnp.clip(near, -1, 1)[:, None], 0)
         return ((seen - wanted) ** 2).mean()
 
-    def effect(after: Model, pixels):
+    def effect(after: Model, pixels) -> dict[str, float]:
+        text = "response to the target, in natural ranges"
         both = (_median(scene, m, picture) for m in (model, after))
-        names = ("response to the target, in natural ranges, before", "the same after")
-        return dict(zip(names, both, strict=True))
+        return {f"{text}, {when}": x for when, x in zip(("before", "after"), both, strict=True)}
 
     return Aim(walk.draw, loss, effect)
 
