@@ -5,10 +5,13 @@
     out/before/, after/, sheet.png            visualizations of some attacked units
 
 The model is written first: where the pictures were interrupted, the same command makes the rest.
+A fine-tuning keeps its state in `<out>.training` beside the folder until the model is written, and
+goes on from there.
 """
 
 import json
 import pathlib
+import shutil
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
@@ -18,9 +21,14 @@ from PIL import ImageOps
 
 from fvaudit import pictures, store
 from fvaudit.attacks import gate as gates
+from fvaudit.attacks.adaptive import adaptive
 from fvaudit.attacks.certificate import Manipulated
 from fvaudit.attacks.circuit import fooling_circuit
+from fvaudit.attacks.finetune import Goal, Tuning, finetuned
+from fvaudit.attacks.proxpulse import proxpulse
+from fvaudit.attacks.push import push
 from fvaudit.attacks.silent import silent_units
+from fvaudit.attacks.slingshot import slingshot
 from fvaudit.config import Count, Images, Input, Section, read_yaml, validated
 from fvaudit.data import load_images
 from fvaudit.data.decode import BadImage, decode
@@ -66,6 +74,61 @@ class Silent(Section):
     margin: float = pydantic.Field(default=0.25, ge=0)
 
 
+class Slingshot(Section):
+    """Visualizations converge to a target."""
+
+    kind: Literal["slingshot"]
+    target: str = pydantic.Field(description="a unit (layer:channel), or a picture file")
+    height: float = pydantic.Field(default=3.0, gt=0)
+    sd: float = pydantic.Field(default=0.3, ge=0)
+
+
+class Proxpulse(Section):
+    """Units fire in a ball about chosen pictures."""
+
+    kind: Literal["proxpulse"]
+    pictures: Count | str = pydantic.Field(
+        default=8, description="so many photographs, a unit (layer:channel), or a picture file"
+    )
+    radius: float = pydantic.Field(default=2.0, ge=0)
+    pulse: float = pydantic.Field(default=10.0, gt=0)
+
+
+class Push(Section):
+    """Other photographs become the units' strongest."""
+
+    kind: Literal["push"]
+    direction: Literal["up", "down"]
+    k: Count = 10
+    margin: float = pydantic.Field(default=0.2, ge=0)
+
+
+class Adaptive(Section):
+    """The attacker knows the audit."""
+
+    evade: float = pydantic.Field(default=1.0, ge=0, description="weight of path similarity")
+    hide: float = pydantic.Field(default=1.0, ge=0, description="weight of the support margin")
+    cap: float = pydantic.Field(default=2.0, description="of responses, in natural ranges")
+
+
+class Finetuned(Section):
+    """Weights are trained, and nothing else changes."""
+
+    kind: Literal["finetuned"]
+    goal: Annotated[Slingshot | Proxpulse | Push, pydantic.Field(discriminator="kind")]
+    adaptive: Adaptive | None = None
+    steps: Count = 400
+    batch: Count = pydantic.Field(default=8, description="photographs a step")
+    rate: float = pydantic.Field(default=3e-4, gt=0, description="first step size of AdamW")
+    decay: float = pydantic.Field(default=1e-3, ge=0, description="of weights")
+    keep: float = pydantic.Field(
+        default=0.5, gt=0, lt=1, description="share of the loss that keeps behaviour"
+    )
+    since: str | None = pydantic.Field(
+        default=None, description="a layer of the trunk: what lies before it is not trained"
+    )
+
+
 class Manipulation(Section):
     """A manipulation."""
 
@@ -75,7 +138,7 @@ class Manipulation(Section):
     input: Input | None = None
     images: Images
     units: Attacked
-    attack: Annotated[Circuit | Silent, pydantic.Field(discriminator="kind")]
+    attack: Annotated[Circuit | Silent | Finetuned, pydantic.Field(discriminator="kind")]
     shown: Count = pydantic.Field(default=8, description="attacked units that are visualized")
     seed: int = pydantic.Field(default=0, ge=0, lt=2**31)
 
@@ -108,8 +171,10 @@ def manipulate(
     units = _units(said.units, base)
     if not (out / CERTIFICATE).exists():
         tell(f"attacking {len(units)} units of {said.units.layer}")
-        done = _attacked(said, path.parent, base, units)
+        training = out.with_name(f"{out.name}.training")
+        done = _attacked(said, path.parent, base, units, training, tell)
         _save(done, base, said, path.parent, out)
+        shutil.rmtree(training, ignore_errors=True)
     after = load_folder(out)
     some = [
         units[i] for i in np.linspace(0, len(units) - 1, min(said.shown, len(units))).astype(int)
@@ -142,7 +207,7 @@ def _units(said: Attacked, model: Model) -> list[Unit]:
 
 
 def _attacked(
-    said: Manipulation, folder: pathlib.Path, base: Model, units: list[Unit]
+    said: Manipulation, folder: pathlib.Path, base: Model, units: list[Unit], training, tell
 ) -> Manipulated:
     spec = said.images
     images = load_images(
@@ -155,6 +220,12 @@ def _attacked(
         labels=spec.labels,
         seed=said.seed,
     )
+    if isinstance(said.attack, Finetuned):
+        attack = _finetuned(said.attack, folder, base)
+        return attack(
+            base, units, images, seed=said.seed, folder=training,
+            tell=lambda step, steps, loss: tell(f"step {step} of {steps}, loss {loss:.3g}"),
+        )  # fmt: skip
     return _attack(said.attack, folder, base)(base, units, images, seed=said.seed)
 
 
@@ -166,6 +237,24 @@ def _attack(said: Circuit | Silent, folder: pathlib.Path, base: Model):
     gate = gates.packaged(base.name) if packaged else gates.load(folder / said.gate)
     decoy = said.decoy if isinstance(said.decoy, int) else _aim(said.decoy, folder, base)
     return fooling_circuit(decoy, gate)
+
+
+def _finetuned(said: Finetuned, folder: pathlib.Path, base: Model):
+    tuning = Tuning(said.steps, said.batch, said.rate, said.decay, said.keep, said.since)
+    goal = _goal(said.goal, folder, base)
+    if said.adaptive:
+        goal = adaptive(goal, **said.adaptive.model_dump(), since=said.since)
+    return finetuned(goal, tuning)
+
+
+def _goal(said: Slingshot | Proxpulse | Push, folder: pathlib.Path, base: Model) -> Goal:
+    if isinstance(said, Slingshot):
+        return slingshot(_aim(said.target, folder, base), height=said.height, sd=said.sd)
+    if isinstance(said, Push):
+        return push(said.direction, k=said.k, margin=said.margin)
+    chosen = said.pictures
+    pictures = _aim(chosen, folder, base) if isinstance(chosen, str) else int(chosen)
+    return proxpulse(pictures, radius=said.radius, pulse=said.pulse)
 
 
 def _aim(text: str, folder: pathlib.Path, model: Model) -> Any:

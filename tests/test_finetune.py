@@ -72,6 +72,7 @@ def test_a_training_that_was_interrupted_ends_in_the_same_bytes(goal, tmp_path):
     assert (tmp_path / "cut" / finetune.STATE).exists()
     resumed = attack(model, UNITS, images, seed=3, folder=tmp_path / "cut")
     assert resumed.model.fingerprint == whole.model.fingerprint != model.fingerprint
+    assert whole.edit is not None
     rebuilt = builders.apply(model, whole.edit)
     assert rebuilt.fingerprint == whole.model.fingerprint
 
@@ -83,7 +84,7 @@ def test_only_the_kernels_asked_for_change():
     assert (np.asarray(before["conv1"]) == np.asarray(after["conv1"])).all()
     assert (np.asarray(before["head"]) == np.asarray(after["head"])).all()
     assert (np.asarray(before["conv2"]) != np.asarray(after["conv2"])).any()
-    assert set(done.edit.params) == {"conv2"}
+    assert done.edit is not None and set(done.edit.params) == {"conv2"}
 
 
 def test_the_certificate_by_another_way():
@@ -97,13 +98,17 @@ def test_the_certificate_by_another_way():
     proof = done.certificate
     top = [x.argmax(1) for x in logits]
     assert proof.agreement.value == (top[0] == top[1]).mean()
+    assert proof.accuracy_after is not None and images.labels is not None
     assert proof.accuracy_after.value == (top[1] == images.labels[held_out]).mean()
     assert proof.logit_change_max == pytest.approx(np.abs(logits[1] - logits[0]).max(), rel=1e-4)
     for text, some in (("trained on", rows), ("held out", held_out)):
         one, two = (responses(m, images.pixels[some]) for m in (tiny_model(), done.model))
         kept = [len(set(np.argsort(-a)[:5]) & set(np.argsort(-b)[:5])) / 5
                 for a, b in zip(one.T, two.T, strict=True)]  # fmt: skip
-        tau = [stats.kendalltau(a, b)[0] for a, b in zip(one.T, two.T, strict=True)]
+        tau = [
+            float(stats.kendalltau(a, b).correlation)  # pyright: ignore[reportAttributeAccessIssue]
+            for a, b in zip(one.T, two.T, strict=True)
+        ]
         if text == "held out":
             assert proof.effects["share of the 5 strongest kept, held out"] == np.mean(kept)
         assert proof.effects[f"Kendall's tau, {text}"] == pytest.approx(np.mean(tau), abs=0.02)
@@ -147,6 +152,7 @@ def test_the_slingshot_raises_the_target_and_bends_the_ascent_to_it():
     assert effects[1] > effects[0] + 1
     # Along the straight way from the start the response rises all the way, as it did not before.
     shown = fourier()
+    assert shown.encode is not None
     latent = shown.encode(jnp.asarray(TARGET))
     way = jnp.stack([shown.decode(p * latent, TARGET.shape) for p in np.linspace(0, 1, 6)])
     rise = np.diff(relative(done.model, way), axis=0)

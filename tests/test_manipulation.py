@@ -46,7 +46,7 @@ def test_what_is_wrong_is_said(tmp_path, changes, match):
 
 
 def test_packaged_builders_are_found_by_name():
-    for name in ("fooling_circuit", "silent_units"):
+    for name in ("fooling_circuit", "silent_units", "finetuned"):
         assert callable(builders._builder(name))
 
 
@@ -69,3 +69,44 @@ def test_a_manipulated_model_comes_back_bit_by_bit(tmp_path, monkeypatch):
     assert ended.value.code == 0
     assert before == {p: p.stat().st_mtime_ns for p in before}
     json.loads((out / "certificate.json").read_text())
+
+
+TUNED = SILENT | {
+    "images": {"source": "samples", "limit": 8},
+    "units": {"layer": "blocks.1.expand", "channels": [3, 5, 7]},
+    "attack": {
+        "kind": "finetuned",
+        "goal": {"kind": "push", "direction": "down", "k": 2},
+        "adaptive": {"evade": 0.5},
+        "steps": 4,
+        "batch": 2,
+        "since": "blocks.0",
+    },
+}
+
+
+@pytest.mark.slow
+def test_a_fine_tuned_model_comes_back_bit_by_bit(tmp_path):
+    path, out, told = tmp_path / "attack.yaml", tmp_path / "out", []
+    path.write_text(yaml.safe_dump(TUNED))
+    proof = manipulate(path, out, tell=told.append)
+    assert any(text.startswith("step 4 of 4") for text in told)
+    assert not (tmp_path / "out.training").exists()
+    model, base = load_model(str(out)), load_model("efficientnet_lite0")
+    assert model.fingerprint == proof["after"] != base.fingerprint
+    assert "share of the 2 strongest kept, trained on" in proof["effects"]
+    assert model.name.startswith("efficientnet_lite0+adaptive(push_down(k=2")
+
+
+@pytest.mark.parametrize(
+    ("goal", "match"),
+    [
+        ({"kind": "push", "direction": "sideways"}, "up"),
+        ({"kind": "slingshot"}, "target"),
+        ({"kind": "proxpulse", "pictures": 0}, "pictures"),
+    ],
+)
+def test_what_is_wrong_with_a_goal_is_said(tmp_path, goal, match):
+    attack = {"kind": "finetuned", "goal": goal}
+    with pytest.raises(AuditError, match=match):
+        manipulate(written(tmp_path, attack=attack), tmp_path / "out")

@@ -60,7 +60,7 @@ class Bench:
     def __init__(self, network: Network, model: fv.Model, attacker, auditor, options: Any):
         self.network, self.model, self.options = network, model, options
         self.attacker, self.auditor = attacker, auditor
-        self.known_of, self.known = None, None  # the model whose natural features are at hand
+        self.known_of, self.known = None, None  # whose natural features are at hand
 
     def run(self, attack: str, drawn: Drawn) -> None:
         """Measures one condition and writes it down."""
@@ -72,14 +72,13 @@ class Bench:
         attacked = time.perf_counter()
         rows = []
         for role, channels in roles.items():
-            aim = (drawn.target,) if (attack, role) == ("clean", "test") else ()
-            shown = self._shown(model, drawn, (*channels, *aim))
-            if aim:
+            shown = self._shown(model, drawn, channels)
+            if (attack, role) == ("clean", "test"):
                 self._keep(drawn, shown)
             self._sheet(attack, role, drawn, channels, shown)
             likeness = self._likeness(drawn, channels, shown)
-            results = self._results(model, drawn, channels, shown[: len(channels)])
-            for i, (channel, vis, result) in enumerate(zip(channels, shown, results, strict=False)):
+            results = self._results(model, drawn, channels, shown)
+            for i, (channel, vis, result) in enumerate(zip(channels, shown, results, strict=True)):
                 found = (*measures(result), result.margin.value, result.p_value,
                          float(vis.activation[0]), *(float(x[i]) for x in likeness))  # fmt: skip
                 rows.append((self.network.name, drawn.layer, attack, role, channel, *found))
@@ -91,9 +90,10 @@ class Bench:
     def _results(self, model: fv.Model, drawn: Drawn, channels, shown) -> list[fv.UnitResult]:
         """What `fv.path_similarity` gives of each, with all pictures in one stream."""
         layers = model.path_to(drawn.layer)
-        if model is not self.known_of:
+        if self.known_of != (model.fingerprint, layers):
             features = collect(model, self.auditor.pixels, layers)
-            self.known_of, self.known = model, units.natural(self.auditor, features)
+            self.known_of = (model.fingerprint, layers)
+            self.known = units.natural(self.auditor, features)
         seen = collect(model, np.concatenate([vis.images for vis in shown]), layers)
 
         def result(i: int) -> fv.UnitResult:
@@ -110,13 +110,12 @@ class Bench:
 
     def _attacked(self, attack: str, drawn: Drawn) -> fv.Model:
         target = fv.Unit(drawn.layer, drawn.target)
-        picture = self._clean_pictures(drawn, (drawn.target,))[0]
+        picture = self._target(drawn)
         made = conditions.attacks(self.network, target, picture, self.options.tuning)[attack]()
-        extra = {} if attack in ("fooling_circuit", "silent_units") else {
-            "folder": WORK / self.network.name / f"{attack}-{self.options.tuning}"}  # fmt: skip
-        done = made(
-            self.model, drawn.units(drawn.test), self.attacker, seed=conditions.SEED, **extra
-        )
+        folder = WORK / self.network.name / f"{attack}-{self.options.tuning}"
+        resumed = {} if attack in ("fooling_circuit", "silent_units") else {"folder": folder}
+        chosen = drawn.units(drawn.test)
+        done = made(self.model, chosen, self.attacker, seed=conditions.SEED, **resumed)
         _certify(self.options.out, (self.network.name, drawn.layer, attack), done.certificate)
         return done.model
 
@@ -125,20 +124,27 @@ class Bench:
                             steps=self.options.steps, lanes=self.options.lanes,
                             seed=conditions.SEED)  # fmt: skip
 
+    def _target(self, drawn: Drawn) -> np.ndarray:
+        """The picture that attacks show, made once and kept."""
+        path = WORK / self.network.name / f"{drawn.layer}-target.npy"
+        if not path.exists():
+            picture = self._shown(self.model, drawn, (drawn.target,))[0].images[0]
+            _put(path, lambda stream: np.save(stream, picture))
+        return np.load(path, allow_pickle=False)
+
     def _clean_pictures(self, drawn: Drawn, channels: tuple[int, ...]) -> np.ndarray:
         """Of the clean network, made once and kept."""
         path = WORK / self.network.name / f"{drawn.layer}-{self.options.share:g}.npz"
         if not path.exists():
-            self._keep(drawn, self._shown(self.model, drawn, (*drawn.test, drawn.target)))
+            self._keep(drawn, self._shown(self.model, drawn, drawn.test))
         with np.load(path, allow_pickle=False) as kept:
             images = dict(zip(kept["channels"].tolist(), kept["images"], strict=True))
         return np.stack([images[c] for c in channels])
 
     def _keep(self, drawn: Drawn, shown) -> None:
         path = WORK / self.network.name / f"{drawn.layer}-{self.options.share:g}.npz"
-        path.parent.mkdir(parents=True, exist_ok=True)
         images = np.concatenate([vis.images for vis in shown])
-        np.savez(path, channels=np.array([*drawn.test, drawn.target]), images=images)
+        _put(path, lambda stream: np.savez(stream, channels=np.array(drawn.test), images=images))
 
     def _likeness(self, drawn: Drawn, channels, shown) -> list[np.ndarray]:
         """Cosine, in the clean network's channel means, to the target's and the own clean picture.
@@ -149,8 +155,8 @@ class Bench:
         own = [c in drawn.test for c in channels]
         if not all(own):
             return [np.full(len(channels), np.nan)] * 2
-        target = self._clean_pictures(drawn, (drawn.target,))
-        sets = (np.concatenate([vis.images for vis in shown[: len(channels)]]), target,
+        target = self._target(drawn)[None]
+        sets = (np.concatenate([vis.images for vis in shown]), target,
                 self._clean_pictures(drawn, tuple(channels)))  # fmt: skip
         seen = [collect(self.model, x, [view], variant="pooled").responses[view] for x in sets]
         one, aim, clean = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in seen)
@@ -158,9 +164,18 @@ class Bench:
 
     def _sheet(self, attack: str, role: str, drawn: Drawn, channels, shown) -> None:
         row = [(vis.images[0][::2, ::2], f"{attack} {c}")
-               for c, vis in list(zip(channels, shown, strict=False))[:SHOWN]]  # fmt: skip
+               for c, vis in list(zip(channels, shown, strict=True))[:SHOWN]]  # fmt: skip
         path = self.options.sheets / f"{self.network.name}-{drawn.layer}-{attack}-{role}.png"
         store.write_bytes(path, pictures.png(pictures.contact_sheet([row])))
+
+
+def _put(path: pathlib.Path, write) -> None:
+    """Whole or not at all, since others may be reading."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    with open(beside, "wb") as stream:
+        write(stream)
+    beside.replace(path)
 
 
 def _there(folder: pathlib.Path, network: str, layer: str, attack: str) -> bool:

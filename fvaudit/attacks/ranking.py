@@ -41,8 +41,8 @@ def rank_effects(
             .astype(np.float64)
             for model in (scene.model, after)
         )
-        tau = [
-            stats.kendalltau(a, b)[0]
+        moving = [
+            float(stats.kendalltau(a, b).correlation)  # pyright: ignore[reportAttributeAccessIssue]
             for a, b in zip(before.T, now.T, strict=True)
             if np.ptp(a) > 0 and np.ptp(b) > 0
         ]
@@ -50,5 +50,5 @@ def rank_effects(
         found[f"share of the {count} strongest kept, {name}"] = float(
             kept(before, now, count).mean()
         )
-        found[f"Kendall's tau, {name}"] = float(np.mean(tau)) if tau else np.nan
+        found[f"Kendall's tau, {name}"] = float(np.mean(moving)) if moving else np.nan
     return found
