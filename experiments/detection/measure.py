@@ -217,7 +217,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--layers", nargs="+", help="only these")
     parser.add_argument("--share", type=float, default=1.0, help="of the units, for a rehearsal")
     parser.add_argument("--steps", type=int, default=128, help="of visualizations")
-    parser.add_argument("--tuning", type=int, default=300, help="steps of fine-tuning")
+    parser.add_argument("--tuning", type=int, default=600, help="steps of fine-tuning")
     parser.add_argument("--out", type=pathlib.Path, default=OUT)
     parser.add_argument("--sheets", type=pathlib.Path, default=WORK)
     return parser.parse_args()
