@@ -130,7 +130,7 @@ class Bench:
         if not path.exists():
             picture = self._shown(self.model, drawn, (drawn.target,))[0].images[0]
             _put(path, lambda stream: np.save(stream, picture))
-        return np.load(path, allow_pickle=False)
+        return np.load(path, allow_pickle=False).astype(np.float32)
 
     def _clean_pictures(self, drawn: Drawn, channels: tuple[int, ...]) -> np.ndarray:
         """Of the clean network, made once and kept."""
