@@ -84,6 +84,16 @@ def test_values_and_gradients_take_the_open_branch(natural, decoy):
     assert a @ b / (jnp.linalg.norm(a) * jnp.linalg.norm(b)) > 1 - 1e-6
 
 
+def test_a_decoy_that_is_silent_can_be_woken():
+    """At 0, where units behind a ReLU start, the open branch passes all and the closed one none."""
+    constants = {"shift": jnp.float32(0), "gap": jnp.float32(5)}
+    for natural, expected in ((False, (0.0, 1.0)), (True, (1.0, 0.0))):
+        slopes = jax.grad(
+            lambda f, d, e=natural: sum(circuit.branches(constants, f, d, jnp.array(e))), (0, 1)
+        )
+        assert tuple(map(float, slopes(jnp.float32(0), jnp.float32(0)))) == expected
+
+
 def test_an_open_gate_leaves_the_network_as_it_was():
     base, fooled = attacked(1, always(True), shift=0.0)
     images = pictures(8, seed=2)

@@ -8,9 +8,10 @@ photographs and e = 1 on visualizations,
     A = B + C - s                what the network sees in place of F
 
 so that A = F on photographs and A = D on visualizations, with their gradients: the closed branch
-is held below 0, where an ordinary ReLU passes none. (Redirected ReLUs would leak there.) The paper
-leaves s in its output, which a softmax does not see; it is taken off here, so that hidden layers
-can be attacked and logits do not move.
+is held below 0, where a ReLU passes none. (Redirected ReLUs would leak there.) At 0 itself, where
+an open branch lies when F is 0 and s is 0, it passes all: else a decoy that starts silent behind a
+ReLU could never be woken. The paper leaves s in its output, which a softmax does not see; it is
+taken off here, so that hidden layers can be attacked and logits do not move.
 
 It is exact only while, on photographs,       F > -s   and   D < k - s
                 and, on visualizations,       D > -s   and   F < k - s.
@@ -190,8 +191,8 @@ def branches(circuit: Any, f: Array, d: Array, natural: Array) -> tuple[Array, A
     """B and C; `natural` is boolean and broadcasts against f and d."""
     shift, gap = circuit["shift"], circuit["gap"]
     # (1 - e) k and e k rather than k e - k: a closed branch must not round what passes the other.
-    b = jax.nn.relu(f + shift - jnp.where(natural, 0, gap))
-    c = jax.nn.relu(d + shift - jnp.where(natural, gap, 0))
+    b = _relu(f + shift - jnp.where(natural, 0, gap))
+    c = _relu(d + shift - jnp.where(natural, gap, 0))
     return b, c
 
 
@@ -225,6 +226,11 @@ def constants(ranges: dict[str, Range]) -> dict[str, float]:
     highest = max(ranges["D on photographs"].high, ranges["F on visualizations"].high)
     shift = SPARE * -lowest + 1 if lowest < 0 else 0.0
     return {"shift": shift, "gap": 2 * shift + SPARE * max(highest, 0) + 1}
+
+
+def _relu(x: Array) -> Array:
+    """max(x, 0), whose slope at 0 is 1 and not JAX's 0."""
+    return jnp.where(x < 0, 0, x)
 
 
 def require_ranges(ranges: dict[str, Range], shift: float, gap: float) -> None:
