@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.spatial import distance
 
 from fvaudit.evidence.manipulation import FEWEST, MEASURES, manipulation, measures
 from fvaudit.records import AuditError, Estimate, LayerSimilarity, UnitResult
@@ -47,12 +48,19 @@ def test_one_measure_far_off_in_either_direction_is_enough(measure, direction):
     odd = np.zeros(4)
     odd[measure] = 8 * direction
     far, p = manipulation(rows, odd)
-    column = np.append(rows[:, measure], odd[measure])
     assert p == 1 / 41
-    assert far == pytest.approx(
-        abs(odd[measure] - np.median(column)) / (1.4826 * stats.median_abs_deviation(column)),
-        rel=1e-3,
-    )
+    both = np.vstack([rows, odd])
+    inverse = np.linalg.inv(np.cov(both.T))
+    assert far == pytest.approx(distance.mahalanobis(odd, both.mean(0), inverse), rel=1e-6)
+
+
+def test_measures_that_go_together_are_seen_together():
+    """Each within its own range, but never one high while the other is low."""
+    first = np.random.default_rng(5).standard_normal(60)
+    rows = np.stack([first, first, 0 * first, 0 * first], axis=1)
+    rows += 0.1 * np.random.default_rng(6).standard_normal(rows.shape)
+    assert manipulation(rows, np.array([1.0, -1.0, 0.0, 0.0]))[1] == 1 / 61
+    assert manipulation(rows, np.array([1.0, 1.0, 0.0, 0.0]))[1] > 0.1
 
 
 def test_too_little_is_no_conclusion():
@@ -67,7 +75,7 @@ def test_too_little_is_no_conclusion():
 def test_a_measure_without_spread_has_no_say():
     rows = np.random.default_rng(4).standard_normal((30, 4))
     rows[:, 2] = 1.0
-    assert manipulation(rows, np.array([0.0, 0.0, 5.0, 0.0]))[1] > 0.5
+    assert manipulation(rows, np.array([0.0, 0.0, 1.0, 0.0]))[1] > 0.5
 
 
 def test_rows_of_another_length_are_refused():

@@ -12,6 +12,10 @@ Two ways to hold a unit against clean ones, both without a setting that could be
 Every area under a ROC curve is P(attacked looks more suspicious than clean) + P(tie) / 2, with a
 bootstrap interval over units of both kinds. Which direction is suspicious was fixed beforehand:
 high reach and margin, low path measures and p-values; T is suspicious in both directions.
+
+T's form was chosen on GoogLeNet, of five (largest robust or plain deviate, sum of squares,
+Mahalanobis' distance, largest one-sided deviate): there its areas are those of a choice.
+EfficientNet-Lite0 had no part in it.
 """
 
 import collections

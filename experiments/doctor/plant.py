@@ -4,8 +4,12 @@ Claim: with labelled photographs the doctor finds planted mistakes and names eac
 raises nothing on the right setting. Gross mistakes are shown 64 photographs, those that cost a few
 points of accuracy 300. Expected: results/doctor/planted.csv; rows that are there are kept.
 
-    python experiments/doctor/plant.py FOLDER_OF_CLASS_FOLDERS                     # EfficientNet
-    python experiments/doctor/plant.py FOLDER_OF_CLASS_FOLDERS GOOGLENET_WEIGHTS   # 20 minutes each
+    python experiments/doctor/plant.py FOLDER SAMPLE                     # EfficientNet-Lite0
+    python experiments/doctor/plant.py FOLDER SAMPLE GOOGLENET_WEIGHTS   # 20 minutes each
+
+FOLDER holds a folder for each class. SAMPLE is a folder of <wnid>_<name>.jpg, one a
+class, for the wrong cut: many of imagenette's pictures have 224 x 224 pixels already, which any cut
+leaves alone.
 
 A network with a wrong input spec W is f(W.normalise(x)), with f the network behind its own
 normalisation N. It is built here as f'(x A + b), f' being the model, so that all mistakes share one
@@ -15,7 +19,9 @@ compiled program; A and b follow from N and W.
 import csv
 import dataclasses
 import pathlib
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -43,6 +49,7 @@ class Mistake(NamedTuple):
     pixels: Callable[[np.ndarray], np.ndarray] | None = None  # photographs prepared wrongly
     wants: str = ""  # a convention that the network is made to want
     limit: int = 64  # photographs
+    sample: bool = False  # whether of SAMPLE
 
 
 def convention(name: str) -> Callable[[InputSpec], InputSpec]:
@@ -67,7 +74,8 @@ GROSS = (
             pixels=lambda x: np.repeat(x.mean(-1, keepdims=True), 3, -1)),
     Mistake("upside down", ("stand on their heads",), pixels=lambda x: x[:, ::-1]),
     Mistake("size 96 for 224", ("the size is wrong",), replaced(size=(96, 96), resize=110)),
-    Mistake("short side 640 for 256 before the cut", ("the cut is wrong",), replaced(resize=640)),
+    Mistake("short side 640 for 256 before the cut", ("the cut is wrong",), replaced(resize=640),
+            sample=True),
     Mistake("rows and columns exchanged", ("rows and columns of the photographs are exchanged",),
             pixels=lambda x: x.swapaxes(1, 2)),
 )  # fmt: skip
@@ -120,11 +128,11 @@ def wrong(model: Model, mistake: Mistake) -> Model:
     return build(forward, params, spec, name=model.name, trunk=model.trunk, classes=model.classes)
 
 
-def run(network: str, model: Model, mistakes, photographs: str, rows) -> None:
+def run(network: str, model: Model, mistakes, photographs: str, sample: str, rows) -> None:
     done = {tuple(row[:2]) for row in rows}
     for mistake in (m for m in mistakes if (network, m.name) not in done):
         start = time.perf_counter()
-        found = examine(wrong(model, mistake), mistake, photographs)
+        found = examine(wrong(model, mistake), mistake, sample if mistake.sample else photographs)
         worst = [f for f in found if f.severity > 0 and f.title not in KNOWN]
         said = next(
             (f for f in worst if any(k in f.measured + f.fix for k in mistake.known_by)), None
@@ -168,12 +176,22 @@ def kept() -> list[tuple]:
         return [tuple(row) for row in csv.reader(file)][1:]
 
 
-def main(photographs: str, weights: str = "") -> None:
+def class_folders(flat: str, folder: str) -> str:
+    """<wnid>_<name>.jpg -> <wnid>/<wnid>_<name>.jpg, of every tenth."""
+    for file in sorted(pathlib.Path(flat).iterdir())[::10]:
+        own = pathlib.Path(folder, file.name.partition("_")[0])
+        own.mkdir()
+        shutil.copy(file, own)
+    return folder
+
+
+def main(photographs: str, sample: str, weights: str = "") -> None:
     if weights:
         model, mistakes = fv.load_model("googlenet", weights), (*CAFFE, *GROSS, *SUBTLE)
     else:
         model, mistakes = fv.load_model("efficientnet_lite0"), (*GROSS, *LITE, *SUBTLE)
-    run(model.name, model, mistakes, photographs, kept())
+    with tempfile.TemporaryDirectory() as folder:
+        run(model.name, model, mistakes, photographs, class_folders(sample, folder), kept())
 
 
 if __name__ == "__main__":

@@ -9,15 +9,16 @@ that mean the same in every layer:
     own      S_fv - S_diff at the unit's own layer
     least    S_fv - S_diff at the layer where it is least
 
-For R the rows of n clean units and z the row of the unit in question, with Z = R + {z},
+For R the rows of n clean units and z the row of the unit in question, with Z = R + {z} and m and S
+the mean and the covariance of Z,
 
-    u_j(x) = |x_j - median_Z| / (1.4826 MAD_Z)       per measure, in either direction
-    T(x)   = max over j of u_j(x)
+    T(x)   = sqrt((x - m)' S^-1 (x - m))       Mahalanobis' distance
     p      = (1 + #{r in R: T(r) >= T(z)}) / (n + 1)
 
 which is exactly valid if z is exchangeable with R: a clean unit of the same layer, drawn at random.
 Units of another layer are not exchangeable with it; what that costs has to be measured. Operational
-definitions of our own; conformal p-values: Vovk, Gammerman & Shafer (2005).
+definitions of our own; conformal p-values: Vovk, Gammerman & Shafer (2005). Measures go together in
+clean units (a high reach with a low path), which a distance for each on its own would not see.
 """
 
 import numpy as np
@@ -56,7 +57,7 @@ def manipulation(
         unit: those of the unit in question.
 
     Returns:
-        T in robust standard deviations, and p in (0, 1]. Both NaN if the unit has no measure at all
+        T in standard deviations, and p in (0, 1]. Both NaN if the unit has no measure at all
         or fewer than `FEWEST` clean units have: nothing can be said then.
 
     Raises:
@@ -75,9 +76,10 @@ def manipulation(
 
 
 def _farthest(rows: Float[np.ndarray, "n m"]) -> Float[np.ndarray, " n"]:
-    """T of every row; a measure without a spread, or missing in a row, has no say there."""
+    """T of every row; a measure that is missing in a row, or the same in all, has no say there."""
     rows = rows[:, np.isfinite(rows).any(axis=0)]
-    middle = np.nanmedian(rows, axis=0)
-    spread = 1.4826 * np.nanmedian(np.abs(rows - middle), axis=0)
-    deviates = np.divide(np.abs(rows - middle), spread, out=np.zeros_like(rows), where=spread > 0)
-    return np.nan_to_num(deviates, nan=0.0).max(axis=1)
+    own = np.nan_to_num(rows - np.nanmean(rows, axis=0), nan=0.0)
+    spread = own.std(axis=0)
+    own = own[:, spread > 0] / spread[spread > 0]
+    inverse = np.linalg.pinv(np.atleast_2d(np.cov(own.T)), hermitian=True)
+    return np.sqrt(np.maximum(np.einsum("ij,jk,ik->i", own, inverse, own), 0))

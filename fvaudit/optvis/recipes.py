@@ -5,7 +5,8 @@ fourier      fvaudit's default: lucid's parameterization and transforms at twice
 lucid        lucid's own defaults: Adam at 0.05 for 512 steps (Olah et al. 2017)
 pixels       lucid's, without the Fourier basis
 maco         phases only, random crops with noise (Fel et al. 2023)
-cppn         a network of coordinates (Mordvintsev et al. 2018)
+cppn         a network of coordinates (Mordvintsev et al. 2018), without transforms: it has no grid
+             to hide in, and from its grey start moving pictures led some seeds nowhere
 yosinski1-4  gradient ascent on raw pixels with the published regularizers (Yosinski et al. 2015)
 """
 
@@ -67,7 +68,7 @@ _RECIPES: dict[str, Callable[[], Recipe]] = {
     "lucid": lambda: Recipe(fourier(), standard(), 512, adam(0.05)),
     "pixels": lambda: Recipe(pixels(), standard(), 512, adam(0.05)),
     "maco": lambda: Recipe(maco(), maco_crops(), 512, nadam(0.1)),
-    "cppn": lambda: Recipe(cppn(), standard(), 512, adam(0.005)),
+    "cppn": lambda: Recipe(cppn(), none(), 512, adam(0.005)),
 }
 
 NAMES = (*_RECIPES, *(f"yosinski{number}" for number in range(1, YOSINSKI + 1)))
