@@ -54,16 +54,16 @@ def test_a_gate_comes_out_with_its_errors(config, tmp_path):
 
 def test_interrupted_it_ends_in_the_same_bytes(config, tmp_path, monkeypatch):
     gates.train_gate(config, tmp_path / "whole")
-    saved = gate_training._save_state
+    saved = gate_training.save_state
 
     def dies(file, step, state):
         saved(file, step, state)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(gate_training, "_save_state", dies)
+    monkeypatch.setattr(gate_training, "save_state", dies)
     with pytest.raises(KeyboardInterrupt):
         gates.train_gate(config, tmp_path / "killed")
-    monkeypatch.setattr(gate_training, "_save_state", saved)
+    monkeypatch.setattr(gate_training, "save_state", saved)
     gates.train_gate(config, tmp_path / "killed")
     for name in (gates.GATE, gates.RATES):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
