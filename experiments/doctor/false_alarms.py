@@ -1,6 +1,6 @@
 """How often does the doctor speak of a wrong preprocessing where it is right?
 
-Claim, not measured yet: with labels hardly ever, without labels seldom. Every setting runs once on
+Claim: with labels hardly ever, without labels seldom. Every setting of the same size runs once on
 all photographs; the verdict is then taken on many subsets of them, which overlap, so that their
 shares are no independent draws. Writes results/doctor/false_alarms.csv.
 
@@ -23,7 +23,7 @@ from fvaudit.records import Severity
 
 
 OUT = pathlib.Path(__file__).parents[2] / "results" / "doctor" / "false_alarms.csv"
-PHOTOGRAPHS, SUBSETS, SIZES = 80, 500, (20, 40)
+PHOTOGRAPHS, SUBSETS, SIZES = 300, 500, (20, 40, 100)
 
 
 def alarms(model: Model, photographs: str) -> list[tuple]:
@@ -42,7 +42,8 @@ def alarms(model: Model, photographs: str) -> list[tuple]:
     for n in (*SIZES, len(now)):
         draws = [rng.permutation(len(now))[:n] for _ in range(SUBSETS if n < len(now) else 1)]
         for labelled in (True, False):
-            found = [verdict(now, images.labels, tried, draw, labelled) for draw in draws]
+            size = model.input.size
+            found = [verdict(now, images.labels, tried, d, labelled, size) for d in draws]
             spoken = sum(s > Severity.OK for s in found)
             stops = sum(s is Severity.PROBLEM for s in found)
             rows.append((model.name, n, "yes" if labelled else "no", len(draws), spoken, stops))
@@ -50,10 +51,10 @@ def alarms(model: Model, photographs: str) -> list[tuple]:
     return rows
 
 
-def verdict(now, labels, tried, draw, labelled: bool) -> Severity:
+def verdict(now, labels, tried, draw, labelled: bool, size) -> Severity:
     part = [mistakes.Trial(t.setting, t.log_p[draw]) for t in tried]
     if labelled:
-        return mistakes._by_accuracy(now[draw], labels[draw], part, len(part)).severity
+        return mistakes._by_accuracy(now[draw], labels[draw], part, len(part), size).severity
     return mistakes._by_distinctness(now[draw], part).severity
 
 
