@@ -16,6 +16,7 @@ from fvaudit.models.folders import Recipe
 from fvaudit.models.model import Model
 from fvaudit.models.zoo import load_model, random_model
 from fvaudit.records import AuditError
+from tests import onnx_graphs
 from tests.tiny import pictures, tiny_model
 
 
@@ -70,6 +71,42 @@ def test_a_recipe_of_another_model_is_refused_and_leaves_nothing(base, tmp_path)
     with pytest.raises(AuditError, match="does not give the model that was saved"):
         save_folder(model, tmp_path / "m", dataclasses.replace(recipe, edits=recipe.edits[:1]))
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.extras
+def test_a_model_of_an_onnx_file_comes_back_bit_by_bit(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    file = tmp_path / "net.onnx"
+    onnx.save(onnx_graphs.convolutional(), str(file))
+    base = load_model(
+        str(file),
+        input={
+            "size": (8, 8),
+            "mean": (0,) * 3,
+            "std": (1,) * 3,
+            "units": "0..1",
+            "order": "RGB",
+            "interpolation": "bilinear",
+            "resize": 8,
+        },
+    )
+    width = base.shapes[base.layers[-1]][-1]
+    settings = {"layer": base.layers[-1], "plus": 0.5}
+    factor = {"by": {"factor": jnp.linspace(0, 2, width, dtype=jnp.float32)}}
+    edit = Edit("test_scaled", factor, settings)
+    model = builders.apply(base, edit)
+    folder = save_folder(model, tmp_path / "m", Recipe(base, str(file), (edit,)))
+    assert (folder / "network.onnx").read_bytes() == file.read_bytes()
+    again = load_model(folder)
+    assert again.fingerprint == model.fingerprint != base.fingerprint
+    images = np.random.default_rng(0).random((2, 8, 8, 3), np.float32)
+    found, wanted = (
+        np.asarray(m.activations(images, [base.layers[-1]]).popitem()[1]) for m in (again, model)
+    )
+    np.testing.assert_array_equal(found, wanted)
+    (folder / "network.onnx").write_bytes(file.read_bytes() + b"\0")
+    with pytest.raises(AuditError, match="another SHA-256"):
+        load_model(folder)
 
 
 @pytest.fixture(scope="module")
