@@ -26,7 +26,7 @@ from fvaudit.attacks.ranking import rank_effects
 from fvaudit.records import AuditError, Unit
 
 
-EPS = 1e-12
+EPS = 1e-3  # in natural ranges: bounds the slope of a silent unit's loss
 PICTURES = 4  # a step
 
 
@@ -70,9 +70,9 @@ def _prepare(pictures: Any, radius: float, pulse: float, scene: Scene) -> Aim:
         slope = jax.grad(lambda x: (respond(see, x) ** 2).mean())(images)
         length = jnp.sqrt((slope**2).sum((1, 2, 3), keepdims=True))
         # The step is a place to look at: no gradient passes through where it leads.
-        worst = images - radius * jax.lax.stop_gradient(slope / jnp.maximum(length, EPS))
+        worst = images - radius * jax.lax.stop_gradient(slope / jnp.maximum(length, 1e-12))
         responses = jnp.maximum(respond(see, worst), 0)
-        return jnp.log1p(pulse / (1e-3 + responses)).mean()
+        return jnp.log1p(pulse / (EPS + responses)).mean()
 
     return Aim(draw, loss, functools.partial(rank_effects, scene), moves_photographs=True)
 
