@@ -75,7 +75,7 @@ def test_too_little_is_no_conclusion():
 def test_a_measure_without_spread_has_no_say():
     rows = np.random.default_rng(4).standard_normal((30, 4))
     rows[:, 2] = 1.0
-    assert manipulation(rows, np.array([0.0, 0.0, 1.0, 0.0]))[1] > 0.5
+    assert manipulation(rows, np.array([0.0, 0.0, 5.0, 0.0]))[1] > 0.5
 
 
 def test_rows_of_another_length_are_refused():

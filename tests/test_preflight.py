@@ -457,7 +457,7 @@ def class_folders(flat: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
 def test_mistakes_planted_in_a_real_network(name, shared_data, tmp_path):
     """The rest of them: experiments/doctor.
 
-    Half of imagenette's pictures have 224 x 224 pixels already, where a wrong cut changes nothing:
+    Many of imagenette's pictures have 224 x 224 pixels already, where a wrong cut changes nothing:
     that one is planted in pictures of other sizes, one a class.
     """
     change_spec, change_pixels, said = REAL[name]

@@ -76,10 +76,12 @@ def manipulation(
 
 
 def _farthest(rows: Float[np.ndarray, "n m"]) -> Float[np.ndarray, " n"]:
-    """T of every row; a measure that is missing in a row, or the same in all, has no say there."""
+    """T of every row; a measure that is missing in a row, or the same in most, has no say there."""
     rows = rows[:, np.isfinite(rows).any(axis=0)]
-    own = np.nan_to_num(rows - np.nanmean(rows, axis=0), nan=0.0)
-    spread = own.std(axis=0)
-    own = own[:, spread > 0] / spread[spread > 0]
+    varies = np.nanmedian(np.abs(rows - np.nanmedian(rows, axis=0)), axis=0) > 0
+    if not varies.any():
+        return np.zeros(len(rows))
+    own = np.nan_to_num(rows - np.nanmean(rows, axis=0), nan=0.0)[:, varies]
+    own = own / own.std(axis=0)
     inverse = np.linalg.pinv(np.atleast_2d(np.cov(own.T)), hermitian=True)
     return np.sqrt(np.maximum(np.einsum("ij,jk,ik->i", own, inverse, own), 0))

@@ -37,12 +37,7 @@ def trunk(forward: Any, params: Any, shape: tuple[int, ...]) -> tuple[str, ...]:
         params: pytree of arrays.
         shape: of a batch of images, float32.
     """
-
-    def marked(params, images):
-        return forward(params, images, lambda name, x: checkpoint_name(x, name))
-
-    images = jax.ShapeDtypeStruct(shape, jnp.float32)
-    closed = jax.make_jaxpr(marked)(params, images)
+    closed = _traced(forward, params, shape)
     numbers: dict[Any, int] = {}
     steps = list(_steps(closed.jaxpr, numbers))
     ends = _number(closed.jaxpr.invars[-1], numbers), _number(closed.jaxpr.outvars[-1], numbers)
@@ -76,17 +71,22 @@ def reaching(forward: Any, params: Any, shape: tuple[int, ...], layer: str) -> t
         shape: of a batch of images, float32.
         layer: that `forward` taps.
     """
-
-    def marked(params, images):
-        return forward(params, images, lambda name, x: checkpoint_name(x, name))
-
-    closed = jax.make_jaxpr(marked)(params, jax.ShapeDtypeStruct(shape, jnp.float32))
+    closed = _traced(forward, params, shape)
     numbers: dict[Any, int] = {}
     steps = list(_steps(closed.jaxpr, numbers))
     leaves = [_number(v, numbers) for v in closed.jaxpr.invars[:-1]]
     end = next(step.outputs[0] for step in steps if step.layer == layer)
     back = _paths([_Step(s.outputs, s.inputs, s.layer) for s in reversed(steps)], {end: 1})
     return tuple(back[leaf] > 0 for leaf in leaves)
+
+
+def _traced(forward: Any, params: Any, shape: tuple[int, ...]) -> Any:
+    """The trace of a forward pass with its taps marked."""
+
+    def marked(params, images):
+        return forward(params, images, lambda name, x: checkpoint_name(x, name))
+
+    return jax.make_jaxpr(marked)(params, jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
 def _crossed(
