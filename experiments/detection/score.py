@@ -34,6 +34,7 @@ from fvaudit.evidence.manipulation import MEASURES, manipulation
 from fvaudit.evidence.stats import binomial_estimate, percentile_interval
 
 
+matplotlib.rcParams["svg.hashsalt"] = "fvaudit"  # the same bytes each time
 OUT = pathlib.Path(__file__).resolve().parents[2] / "results" / "detection"
 SIGN = {"reach": 1, "margin": 1, "score": -1, "own": -1, "least": -1, "p_value": -1}
 REPLICATES, LEVEL = 2000, 0.95

@@ -31,6 +31,7 @@ from fvaudit.evidence.activations import collect
 from fvaudit.evidence.manipulation import MEASURES, measures
 
 
+matplotlib.rcParams["svg.hashsalt"] = "fvaudit"  # the same bytes each time
 OUT, WORK = conditions.ROOT / "results" / "slingshot", conditions.ROOT / "runs" / "slingshot"
 NETWORK = conditions.NETWORKS["efficientnet_lite0"]
 UNITS, STEPS, TUNING = 6, 128, 300
