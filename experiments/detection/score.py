@@ -1,6 +1,6 @@
 """From measured units to ROC curves: what does the audit see, and how often does it cry wolf?
 
-    command    python experiments/detection/score.py      (seconds; reads measures.csv)
+    command    python experiments/detection/score.py      (3 minutes; reads measures.csv)
     expected   results/detection/auroc.csv, detection.md, roc.svg
 
 Two ways to hold a unit against clean ones, both without a setting that could be tuned:
