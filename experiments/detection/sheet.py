@@ -11,11 +11,10 @@ import numpy as np
 from conditions import NAMES, NETWORKS, ROOT
 from PIL import Image
 
-from fvaudit.pictures import GAP
+from fvaudit.pictures import GAP, LINE
 
 
 SHOWN = 5  # units of a network
-SIZE = 112  # of a picture on measure.py's sheets, in pixels
 SHEETS = ROOT / "runs" / "detection"  # where measure.py leaves a row of pictures a condition
 
 
@@ -31,7 +30,8 @@ def _first(network: str, attack: str) -> np.ndarray:
     path = SHEETS / f"{network}-{NETWORKS[network].middle}-{attack}-test.png"
     with Image.open(path) as file:
         sheet = np.asarray(file.convert("RGB"))
-    return sheet[:, : SHOWN * (SIZE + GAP) + GAP]
+    step = sheet.shape[0] - LINE - GAP  # one square picture and the gap beside it
+    return sheet[:, : SHOWN * step + GAP]
 
 
 if __name__ == "__main__":
