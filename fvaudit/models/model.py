@@ -5,6 +5,7 @@ editing tap replaces; under `jit`, everything past the last point needed is neve
 of a model is again a `Model`, so whatever audits a clean network audits a manipulated one.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -20,6 +21,7 @@ from jaxtyping import Array, Float
 
 from fvaudit.models.classes import ImageClass
 from fvaudit.models.trunk import trunk as find_trunk
+from fvaudit.optvis.lowering import stock_convolutions
 from fvaudit.records import AuditError, Unit
 
 
@@ -249,16 +251,23 @@ def _tapping_aliases(forward: Forward, aliases: tuple[tuple[str, str], ...]) -> 
 
 
 def record(forward: Forward, params: Any, images: Array, layers: Collection[str]) -> Activations:
-    """Runs `forward` and collects the activations of `layers`."""
+    """Runs `forward` as far as the last of `layers` and collects their activations."""
     seen: Activations = {}
 
     def tap(name: str, x: Array) -> Array:
         if name in layers:
             seen[name] = x
+        if len(seen) == len(layers):
+            raise _EnoughSeen
         return x
 
-    forward(params, images, tap)
+    with contextlib.suppress(_EnoughSeen):
+        forward(params, images, tap)
     return seen
+
+
+class _EnoughSeen(BaseException):
+    """Leaves a forward pass; no `except Exception` of a network holds it up."""
 
 
 def layer_shapes(forward: Forward, params: Any, spec: InputSpec) -> dict[str, tuple[int, ...]]:
@@ -277,7 +286,8 @@ def layer_shapes(forward: Forward, params: Any, spec: InputSpec) -> dict[str, tu
         return seen
 
     images = jax.ShapeDtypeStruct((1, *spec.size, len(spec.mean)), jnp.float32)
-    shapes = jax.eval_shape(run, images)
+    with stock_convolutions():  # which are traced sooner
+        shapes = jax.eval_shape(run, images)
     _require_unique(order)
     return {name: tuple(shapes[name].shape[1:]) for name in order}
 

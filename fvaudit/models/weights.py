@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -244,4 +243,5 @@ def _require_numbers(name: str, tensor: np.ndarray) -> None:
 
 def _converted(tensor: np.ndarray, shape: tuple[int, ...], naming: Naming) -> jax.Array:
     stored = tensor.reshape(_in_file(shape, naming)).transpose(naming.axes[len(shape)])
-    return jnp.asarray(np.ascontiguousarray(stored, np.float32))
+    # The copy is the array's own, whatever becomes of the file; jnp.asarray would compile first.
+    return jax.device_put(np.array(stored, np.float32, order="C"))

@@ -132,7 +132,7 @@ def advance(
 
 
 def _decoded(loop: Loop, latents: Any) -> Any:
-    return jax.vmap(lambda z: loop.parameterization.decode(z, loop.shape))(latents)
+    return _each(lambda z: loop.parameterization.decode(z, loop.shape), latents)
 
 
 def _shown(loop: Loop, images: Float[Array, "s h w d"], key: Key[Array, ""], plain):
@@ -143,9 +143,16 @@ def _shown(loop: Loop, images: Float[Array, "s h w d"], key: Key[Array, ""], pla
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(len(images)))
     return jax.lax.cond(
         plain,
-        lambda: jax.vmap(plainly.apply)(keys, images),
-        lambda: jax.vmap(transform.apply)(keys, images),
+        lambda: _each(plainly.apply, keys, images),
+        lambda: _each(transform.apply, keys, images),
     )
+
+
+def _each(function: Callable[..., Any], *rows: Any) -> Any:
+    """function(*row) for every row, stacked; one alone is spared the batching, which is traced."""
+    if len(jax.tree.leaves(rows)[0]) > 1:
+        return jax.vmap(function)(*rows)
+    return jax.tree.map(lambda x: x[None], function(*jax.tree.map(lambda x: x[0], rows)))
 
 
 def _redirected(loop: Loop, t, plain):

@@ -30,11 +30,11 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float
 
 
 STEPS = 16  # gradients at the start of an optimization that are redirected
-_BELOW, _KINK, _LIVE, _ABOVE = -1, 0, 1, 2  # regions of a piecewise linear function's input
 
 _active: contextvars.ContextVar = contextvars.ContextVar("redirect_active", default=None)
 _trace_key = jax.make_user_context(None)  # part of jit's cache key: see `redirecting`
@@ -95,39 +95,34 @@ def _call(ordinary, redirected, x: Array) -> Array:
     return redirected(x, jnp.asarray(active))
 
 
-def _piecewise(value, region):
-    """A function of slope 1 where live and 0 elsewhere, with the redirected gradient.
+def _piecewise(value, *kinks):
+    """A function of slope 1 behind its kink, or between its two, with the redirected gradient.
 
-    One byte an entry is kept for the backward pass: in which region x lies.
+    One byte an entry is kept for the backward pass: on how many more kinks' right than left x lies.
     """
+    below, live, above = -len(kinks), 2 - len(kinks), len(kinks)
 
     @jax.custom_vjp
     def function(x, active):
         return value(x)
 
     def forward(x, active):
-        return value(x), (region(x), active)
+        sides = sum((lax.sign(x - kink) for kink in kinks[1:]), lax.sign(x))
+        return value(x), (sides.astype(jnp.int8), active)
 
     def backward(saved, g):
-        where, active = saved
-        ordinary = jnp.where(where == _LIVE, g, 0)
-        return _redirect(ordinary, g, where == _BELOW, where == _ABOVE, active), None
+        sides, active = saved
+        blocked = (sides == below) & (g > 0)  # descent: positive gradients push lower
+        if above != live:
+            blocked |= (sides == above) & (g < 0)
+        return _redirect(jnp.where(sides == live, g, 0), g, blocked, active), None
 
     function.defvjp(forward, backward)
     return function
 
 
-def _relu_region(x):
-    return (x > 0).astype(jnp.int8) - (x < 0).astype(jnp.int8)
-
-
-def _relu6_region(x):
-    inside = jnp.where(x > 6, _ABOVE, _LIVE * (x < 6))
-    return jnp.where(x < 0, _BELOW, jnp.where(x > 0, inside, _KINK)).astype(jnp.int8)
-
-
-_relu = _piecewise(jax.nn.relu, _relu_region)
-_relu6 = _piecewise(jax.nn.relu6, _relu6_region)
+_relu = _piecewise(jax.nn.relu, 0)
+_relu6 = _piecewise(jax.nn.relu6, 0, 6)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -142,13 +137,12 @@ def _gelu_forward(approximate, x, active):
 def _gelu_backward(approximate, saved, g):
     x, active = saved
     (ordinary,) = jax.vjp(lambda y: jax.nn.gelu(y, approximate=approximate), x)[1](g)
-    return _redirect(ordinary, g, x < 0, jnp.zeros_like(x, bool), active), None
+    return _redirect(ordinary, g, (x < 0) & (g > 0), active), None
 
 
 _gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
-def _redirect(ordinary, g, below, above, active):
-    blocked = (below & (g > 0)) | (above & (g < 0))  # descent: positive gradients push lower
+def _redirect(ordinary, g, blocked, active):
     dead = ~jnp.any(ordinary != 0, axis=tuple(range(1, g.ndim)), keepdims=True)
     return jnp.where(active & dead, jnp.where(blocked, 0, g), ordinary)

@@ -57,6 +57,7 @@ def bare_conv(
         padding=padding,
         feature_group_count=groups,
         use_bias=False,
+        kernel_init=nnx.initializers.zeros_init(),  # shapes are all that is asked of it
         conv_general_dilated=lowering.conv_general_dilated,
         rngs=rngs,
     )

@@ -22,6 +22,7 @@ def conv(
         (kernel, kernel),
         strides=strides,
         padding=kernel // 2 if padding is None else padding,
+        kernel_init=nnx.initializers.zeros_init(),  # shapes are all that is asked of it
         conv_general_dilated=lowering.conv_general_dilated,
         rngs=rngs,
     )

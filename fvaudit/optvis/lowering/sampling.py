@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 
@@ -45,31 +46,42 @@ def _sample(image, matrix, shift, radius):
 
 
 def _sample_forward(image, matrix, shift, radius):
-    return _gather_taps(image, matrix, shift), (image, matrix, shift)
+    values = image.value, matrix.value, shift.value
+    moved = matrix.perturbed or shift.perturbed  # else nothing asks for the map's own gradient
+    return _gather_taps(*values), (values[0] if moved else None, *values[1:])
 
 
 def _sample_backward(radius, saved, g):
-    """Source pixel p collects g[q] * hat(matrix q + shift - p) over the q near inverse(p)."""
     image, matrix, shift = saved
-    h, w, _ = image.shape
+    if isinstance(g, SymbolicZero):
+        return None, None, None
+    dimage = _gather_back(g, matrix, shift, radius)
+    if image is None:
+        return dimage, None, None
+    return dimage, *jax.vjp(partial(_gather_taps, image), matrix, shift)[1](g)
+
+
+_sample.defvjp(_sample_forward, _sample_backward, symbolic_zeros=True)
+
+
+def _gather_back(g, matrix, shift, radius):
+    """Source pixel p collects g[q] * hat(matrix q + shift - p) over the q near inverse(p)."""
+    h, w, _ = g.shape
     (a, b), (c, d) = matrix
+    down, right = shift
     inverse = jnp.array([[d, -b], [-c, a]]) / (a * d - b * c)
     row, column = _positions(h, w)
-    y, x = _map(inverse, row - shift[0], column - shift[1])
+    y, x = _map(inverse, row - down, column - right)
     top, left = jnp.floor(y + (h - 1) / 2), jnp.floor(x + (w - 1) / 2)
-    total = jnp.zeros_like(image)
-    for dy in range(1 - radius, radius + 1):
-        for dx in range(1 - radius, radius + 1):
-            at_y, at_x = top + dy, left + dx
-            py, px = _map(matrix, at_y - (h - 1) / 2, at_x - (w - 1) / 2)
-            weight = _hat(py + shift[0] - row) * _hat(px + shift[1] - column)
-            total += _read(g, at_y, at_x) * weight[..., None]
-    # The map's own gradient is not needed to visualize, so it is computed the stock way.
-    _, pull = jax.vjp(lambda m, s: _gather_taps(image, m, s), matrix, shift)
-    return total, *pull(g)
+    near = range(1 - radius, radius + 1)
+    rows = [(top + dy, _share(matrix[:, 0], top + dy - (h - 1) / 2)) for dy in near]
+    columns = [(left + dx, _share(matrix[:, 1], left + dx - (w - 1) / 2)) for dx in near]
 
+    def weight(row_share, column_share):
+        (y0, x0), (y1, x1) = row_share, column_share
+        return _hat(y0 + y1 + down - row) * _hat(x0 + x1 + right - column)
 
-_sample.defvjp(_sample_forward, _sample_backward)
+    return _sum(g, rows, columns, weight)
 
 
 def _gather_taps(image, matrix, shift):
@@ -77,21 +89,32 @@ def _gather_taps(image, matrix, shift):
     y, x = _map(matrix, *_positions(h, w))
     y, x = y + shift[0] + (h - 1) / 2, x + shift[1] + (w - 1) / 2
     top, left = jnp.floor(y), jnp.floor(x)
+    rows = [(top + dy, _hat(y - top - dy)) for dy in (0, 1)]
+    columns = [(left + dx, _hat(x - left - dx)) for dx in (0, 1)]
+    return _sum(image, rows, columns, lambda by_row, by_column: by_row * by_column)
+
+
+_INSIDE = {"mode": "promise_in_bounds", "wrap_negative_indices": False}
+
+
+def _sum(image, rows, columns, weight):
+    """Sum of image[row, column] * weight over all pairs; 0 outside, positions are whole.
+
+    What depends on a row or a column alone is computed once: programs compile sooner.
+    """
+    h, w, c = image.shape
+    pixels = image.reshape(h * w, c)
     total = 0.0
-    for dy in (0, 1):
-        for dx in (0, 1):
-            weight = _hat(y - top - dy) * _hat(x - left - dx)
-            total += _read(image, top + dy, left + dx) * weight[..., None]
+    for in_height, row, by_row in [(*_within(at, h), of) for at, of in rows]:
+        for in_width, column, by_column in [(*_within(at, w), of) for at, of in columns]:
+            values = pixels.at[row * w + column].get(**_INSIDE)
+            total += values * (weight(by_row, by_column) * (in_height & in_width))[..., None]
     return total
 
 
-def _read(image, row, column):
-    """Pixels at whole positions; 0 outside."""
-    h, w, c = image.shape
-    inside = (row >= 0) & (row < h) & (column >= 0) & (column < w)
-    flat = jnp.clip(row, 0, h - 1) * w + jnp.clip(column, 0, w - 1)
-    values = image.reshape(h * w, c).at[flat.astype(jnp.int32)].get(mode="promise_in_bounds")
-    return values * inside[..., None]
+def _within(at, size):
+    """Whether positions lie inside, and the nearest ones that do."""
+    return (at >= 0) & (at < size), jnp.clip(at, 0, size - 1).astype(jnp.int32)
 
 
 def _positions(h, w):
@@ -101,9 +124,14 @@ def _positions(h, w):
 
 
 def _map(matrix, row, column):
-    y = matrix[0, 0] * row + matrix[0, 1] * column
-    x = matrix[1, 0] * row + matrix[1, 1] * column
-    return y, x
+    (y0, x0), (y1, x1) = _share(matrix[:, 0], row), _share(matrix[:, 1], column)
+    return y0 + y1, x0 + x1
+
+
+def _share(column, position):
+    """What one coordinate adds to the mapped (row, column)."""
+    to_row, to_column = column
+    return to_row * position, to_column * position
 
 
 def _hat(t):

@@ -134,16 +134,25 @@ def _untiled(products, out):
 
 
 def _combine(matrix, parts):
-    """matrix @ parts for few parts, without the products by 0 and 1."""
+    """matrix @ parts for few parts, without the products by 0 and 1.
+
+    By `lax`: it is most of a program's equations, and operators take three times as long to trace.
+    """
     sums = []
     for row in matrix:
         total: Any = None
         for weight, part in zip(row, parts, strict=True):
             if weight:
-                term = part if weight == 1 else -part if weight == -1 else float(weight) * part
-                total = term if total is None else total + term
+                total = _add(total, float(weight), part)
         sums.append(total)
     return sums
+
+
+def _add(total, weight, part):
+    if weight == -1 and total is not None:
+        return lax.sub(total, part)
+    term = part if weight == 1 else lax.mul(part, jnp.asarray(weight, part.dtype))
+    return term if total is None else lax.add(total, term)
 
 
 @functools.cache
