@@ -40,6 +40,25 @@ def test_layers_are_found_in_order_with_their_shapes():
     assert model.path_to("conv2") == ("conv1", "conv2")
 
 
+def test_recording_ends_behind_the_last_layer_asked_for():
+    model, reached = tiny_model(), []
+
+    def forward(params, images, tap):
+        def noted(name, x):
+            reached.append(name)
+            return tap(name, x)
+
+        return model.forward(params, images, noted)
+
+    x = jnp.asarray(pictures(2))
+    some = record(forward, model.params, x, ["conv1", "conv2"])
+    assert reached == ["conv1", "conv2"]
+    whole = record(forward, model.params, x, ["logits", "conv2"])
+    assert reached[2:] == ["conv1", "conv2", "logits"]
+    assert set(some) == {"conv1", "conv2"} and set(whole) == {"conv2", "logits"}
+    np.testing.assert_array_equal(some["conv2"], whole["conv2"])
+
+
 def test_an_edit_replaces_what_follows_and_is_a_model_again():
     model = tiny_model()
     x = jnp.asarray(pictures(2))

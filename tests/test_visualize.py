@@ -14,7 +14,7 @@ from fvaudit.optvis.objectives import Channel, ClassLogit, Neuron
 from fvaudit.optvis.optimizers import adam
 from fvaudit.optvis.params import fourier, pixels
 from fvaudit.optvis.render import Job, Recipe, render
-from fvaudit.optvis.transforms import none, standard
+from fvaudit.optvis.transforms import compose, jitter, none, pad, standard
 from fvaudit.records import AuditError
 from tests.tiny import SIZE, TRACES, tiny_model
 
@@ -158,6 +158,11 @@ def test_neuron_objective_grows_only_its_receptive_field():
         ([Channel("conv1", 0)], {"repeats": 0}, "repeats must be at least 1, got 0"),
         ([Channel("conv1", 0)], {"steps": 4, "shot_steps": (2, 1)}, "must rise within 0..4"),
         ([Channel("conv1", 0)], {"steps": 4, "shot_steps": (5,)}, "must rise within 0..4"),
+        (
+            [Channel("conv1", 0)],
+            {"transforms": compose(pad(3), jitter(2))},
+            r"turn a picture of 24 x 24 pixels into one of 30 x 30, .* crop_or_pad\(24, 24\)",
+        ),
         ([], {}, "takes a list of objectives .* got none"),
     ],
 )

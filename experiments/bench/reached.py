@@ -1,17 +1,28 @@
 """One image at a time, as a user would wait for it; run as a process of its own by wall.py.
 
     python reached.py lucent LAYER CHANNEL STEPS SEED FILE.npy
-    python reached.py ours LAYER CHANNEL,CHANNEL STEPS SEED FOLDER
+    python reached.py ours LAYER CHANNEL,CHANNEL STEPS SEED FOLDER [RATE]
+    python reached.py stages LAYER CHANNEL STEPS SEED FOLDER [RATE]
 
 The first runs torch-lucent's loop on BVLC's GoogLeNet and writes its last image; the network is
 frozen and ends at the layer, which leaves the image as it is and takes a third of the time. The
-second is what a program with `import fvaudit` does: load, visualize, write a PNG per channel.
+second is what a program with `import fvaudit` does: load, visualize, write a PNG per channel; the
+third does it for one channel and writes where the time went.
 """
 
+import json
 import pathlib
 import sys
+import time
 
 import numpy as np
+
+
+EVENTS = {  # what JAX reports -> stage
+    "/jax/core/compile/jaxpr_trace_duration": "trace",
+    "/jax/core/compile/jaxpr_to_mlir_module_duration": "lower",
+    "/jax/core/compile/backend_compile_duration": "compile or fetch",
+}
 
 
 def lucent(layer: str, channel: str, steps: str, seed: str, file: str) -> None:
@@ -26,7 +37,7 @@ def lucent(layer: str, channel: str, steps: str, seed: str, file: str) -> None:
     np.save(file, image)
 
 
-def ours(layer: str, channels: str, steps: str, seed: str, folder: str) -> None:
+def ours(layer: str, channels: str, steps: str, seed: str, folder: str, rate: str = "") -> None:
     import networks
 
     import fvaudit
@@ -34,11 +45,38 @@ def ours(layer: str, channels: str, steps: str, seed: str, folder: str) -> None:
 
     objectives = [fvaudit.Channel(layer, int(c)) for c in channels.split(",")]
     made = fvaudit.visualize(
-        networks.load("googlenet"), objectives, steps=int(steps), seed=int(seed)
+        networks.load("googlenet"),
+        objectives,
+        steps=int(steps),
+        seed=int(seed),
+        optimizer=fvaudit.optimizers.adam(float(rate)) if rate else None,
     )
     for objective, vis in zip(objectives, made, strict=True):
         pathlib.Path(folder, f"{objective.index}.png").write_bytes(png(vis.images[0]))
 
 
+def stages(layer: str, channel: str, steps: str, seed: str, folder: str, rate: str = "") -> None:
+    """`ours` for one channel; writes how long each stage took to FOLDER/stages.json."""
+    spent = dict.fromkeys((*EVENTS.values(), "import"), 0.0)
+    begun = time.perf_counter()
+    import jax.monitoring
+
+    import fvaudit
+
+    for name in ("load_model", "visualize"):
+        getattr(fvaudit, name)  # what they need is imported here
+    spent["import"] = time.perf_counter() - begun
+
+    def note(event, seconds, **_):
+        if event in EVENTS:
+            spent[EVENTS[event]] += seconds
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    begun = time.perf_counter()
+    ours(layer, channel, steps, seed, folder, rate)
+    spent["rest"] = time.perf_counter() - begun - sum(spent[e] for e in EVENTS.values())
+    pathlib.Path(folder, "stages.json").write_text(json.dumps(spent))
+
+
 if __name__ == "__main__":
-    {"lucent": lucent, "ours": ours}[sys.argv[1]](*sys.argv[2:])
+    {"lucent": lucent, "ours": ours, "stages": stages}[sys.argv[1]](*sys.argv[2:])

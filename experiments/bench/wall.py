@@ -6,17 +6,21 @@ and the same PyTorch network. We count the time until fvaudit's image of that un
 the mark, from the start of Python to the PNG file, compilation included.
 
     python experiments/bench/wall.py peer   # the marks, 2 minutes a unit: wall_peer.csv
-    python experiments/bench/wall.py steps  # our steps to the mark, 5 minutes: wall_steps.csv
-    python experiments/bench/wall.py time   # the timing, 10 minutes with nothing else running
+    python experiments/bench/wall.py steps  # our steps to the mark, 10 minutes: wall_steps.csv
+    python experiments/bench/wall.py time   # the timing, 25 minutes with nothing else running
+    python experiments/bench/wall.py stages # where the time of one unit goes, 5 minutes, the same
 
 Units: five channels of mixed4d that fire at the start (the peer cannot move one that does not: on
-this network its gradients are not redirected) and two logits. `time` measures the peer's
-milliseconds per step and multiplies; ours is run for 1 and for `--many` units, each with the
-largest number of steps that any measured unit of the layer needed, and extrapolated linearly to 64
-units if fewer were run. Results: results/bench/wall.csv and wall.md.
+this network its gradients are not redirected) and two logits, for which ours takes Adam at 0.05 as
+the peer does: after 256 steps they are at .89 of its 512 so, at .81 with our default
+(results/convergence). `time` measures the peer's milliseconds per step and multiplies; ours is run
+for 1 and for `--many` units, each with the largest number of steps that any measured unit of the
+layer needed, and extrapolated linearly to 64 units if fewer were run. `stages` says what one unit
+waits for. Results: results/bench/wall.csv, wall_stages.csv and wall.md.
 """
 
 import argparse
+import json
 import os
 import pathlib
 import shutil
@@ -34,7 +38,23 @@ from sides import ON_OURS, Workload
 
 UNITS = {"mixed4d": (264, 500, 450, 17, 111), "logits": (162, 970)}
 STEPS, SEED, MANY = 512, 0, 64
-TOTALS = (48, 64, 96, 128, 192, 256, 384, 512)  # our step size depends on the total: a run each
+TOTALS = (
+    48,
+    64,
+    96,
+    128,
+    160,
+    192,
+    208,
+    224,
+    240,
+    256,
+    320,
+    384,
+    448,
+    512,
+)  # each a run of its own
+RATES = {"logits": 0.05}  # else fvaudit's default
 ROUNDS = 3
 PROGRAMS = CACHES / "programs"  # fvaudit's compiled programs, apart from the user's
 
@@ -42,8 +62,9 @@ PROGRAMS = CACHES / "programs"  # fvaudit's compiled programs, apart from the us
 def main() -> None:
     options = _options()
     CACHES.mkdir(parents=True, exist_ok=True)
+    parts = {"peer": peer, "steps": steps_to_mark, "time": timing, "stages": stages}
     for layer in options.layers:
-        {"peer": peer, "steps": steps_to_mark, "time": timing}[options.part](layer, options)
+        parts[options.part](layer, options)
 
 
 def peer(layer: str, options: argparse.Namespace) -> None:
@@ -72,7 +93,7 @@ def steps_to_mark(layer: str, options: argparse.Namespace) -> None:
         if not left:
             break
         folder = _empty(CACHES / f"ours-{layer}-{total}")
-        _seconds(["ours", layer, ",".join(map(str, left)), total, SEED, folder])
+        _seconds(["ours", layer, ",".join(map(str, left)), total, SEED, folder, *_rate(layer)])
         for channel in left:
             image = _png(folder / f"{channel}.png")
             reached[channel][total] = _activations(image[None], layer, channel)[0]
@@ -96,9 +117,28 @@ def timing(layer: str, options: argparse.Namespace) -> None:
     steps = _steps_needed(layer, options.out)
     rows = [*_peer_rows(layer), *_our_rows(layer, steps, options.many)]
     rows = [{"layer": layer, **row} for row in rows]
-    everything = table.replace(options.out / "wall.csv", rows, ("layer", "side", "units"))
-    (options.out / "wall.md").write_text(_markdown(everything))
-    print(_markdown(everything))
+    table.replace(options.out / "wall.csv", rows, ("layer", "side", "units"))
+    _write_page(options.out)
+
+
+def stages(layer: str, options: argparse.Namespace) -> None:
+    """Seconds of each stage of one unit, with an empty program cache and again; medians."""
+    runs: dict[str, list[dict[str, float]]] = {"first run": [], "cached": []}
+    steps, folder = _steps_needed(layer, options.out), _empty(CACHES / "pictures")
+    channel = UNITS[layer][0]
+    for _ in range(ROUNDS):
+        _empty(PROGRAMS)
+        for seen in runs.values():
+            command = ["stages", layer, channel, steps, SEED, folder, *_rate(layer)]
+            whole = _seconds(command)
+            seen.append(json.loads((folder / "stages.json").read_text()) | {"whole": whole})
+    rows = [
+        {"layer": layer, "run": run, "steps": steps}
+        | {stage: statistics.median(one[stage] for one in seen) for stage in seen[0]}
+        for run, seen in runs.items()
+    ]
+    table.replace(options.out / "wall_stages.csv", rows, ("layer", "run"))
+    _write_page(options.out)
 
 
 def _peer_rows(layer: str) -> list[table.Row]:
@@ -127,7 +167,8 @@ def _our_rows(layer: str, steps: int, many: int) -> list[table.Row]:
     channels = [str(c) for c in range(0, 8 * MANY, 8)]
 
     def seconds(n):
-        return _seconds(["ours", layer, ",".join(channels[:n]), steps, SEED, folder])
+        units = ",".join(channels[:n])
+        return _seconds(["ours", layer, units, steps, SEED, folder, *_rate(layer)])
 
     first, again, pair, some = seconds(1), seconds(1), seconds(2), seconds(many)
     whole = some if many == MANY else some + (MANY - many) * (some - pair) / (many - 2)
@@ -138,6 +179,10 @@ def _our_rows(layer: str, steps: int, many: int) -> list[table.Row]:
         _row("fvaudit, first run", MANY, steps, whole + first - again, how),
         _row("fvaudit, cached", MANY, steps, whole, how),
     ]
+
+
+def _rate(layer: str) -> list[float]:
+    return [RATES[layer]] if layer in RATES else []
 
 
 def _row(side: str, units: int, steps: int, seconds: float, how: str) -> table.Row:
@@ -179,7 +224,17 @@ def _steps_needed(layer: str, folder: pathlib.Path) -> int:
     return int(max(float(r["steps"]) for r in rows))
 
 
-def _markdown(rows: list[table.Row]) -> str:
+def _write_page(folder: pathlib.Path) -> None:
+    page = _waits(table.read(folder / "wall.csv"))
+    if spent := table.read(folder / "wall_stages.csv"):
+        page += f"\nWhere the seconds of one unit go (medians of {ROUNDS} runs):\n\n" + _stages(
+            spent
+        )
+    (folder / "wall.md").write_text(page)
+    print(page)
+
+
+def _waits(rows: list[table.Row]) -> str:
     head = ["layer", "side", "units", "steps", "seconds", "how"]
     lines = [head, ["---"] * 2 + ["---:"] * 3 + ["---"]]
     lines += [
@@ -187,6 +242,16 @@ def _markdown(rows: list[table.Row]) -> str:
          f"{r['seconds']:.0f}", str(r["how"])]
         for r in rows
     ]  # fmt: skip
+    return _lines(lines)
+
+
+def _stages(rows: list[table.Row]) -> str:
+    head = list(rows[0])
+    cells = [[str(r[k]) if k in ("layer", "run") else f"{r[k]:.3g}" for k in head] for r in rows]
+    return _lines([head, ["---"] * 2 + ["---:"] * (len(head) - 2), *cells])
+
+
+def _lines(lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
 
 
@@ -198,7 +263,7 @@ def _empty(folder: pathlib.Path) -> pathlib.Path:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("part", choices=["peer", "steps", "time"])
+    parser.add_argument("part", choices=["peer", "steps", "time", "stages"])
     parser.add_argument("--layers", nargs="+", choices=list(UNITS), default=list(UNITS))
     parser.add_argument("--many", type=int, default=8, help="units really run, of 64")
     parser.add_argument("--out", type=pathlib.Path, default=table.RESULTS, metavar="FOLDER")

@@ -20,10 +20,16 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
+_DEFAULT_SECONDS = 1.0  # JAX's own: programs that compile faster are compiled again in every run
+_WORTH_KEEPING = 0.1  # seconds; an audit has half a dozen programs between the two
+
+
 def start() -> None:
     """Asks JAX for all cores and a program cache; to be called before the first computation."""
     if not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+    if jax.config.jax_persistent_cache_min_compile_time_secs == _DEFAULT_SECONDS:  # pyright: ignore[reportAttributeAccessIssue]
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING)
     try:
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     except RuntimeError:  # JAX has started: its devices can no longer be changed

@@ -24,6 +24,7 @@ from fvaudit.optvis.params import Parameterization
 from fvaudit.optvis.regularizers import Regularizer
 from fvaudit.optvis.transforms import Transform, collapse_alpha, compose, none
 from fvaudit.optvis.transforms.records import GROUND
+from fvaudit.records import AuditError
 
 
 STRETCH = 128  # the most steps that one call may take: the length of its trace
@@ -141,11 +142,29 @@ def _shown(loop: Loop, images: Float[Array, "s h w d"], key: Key[Array, ""], pla
     transform = compose(collapse_alpha(), loop.transform) if alpha else loop.transform
     plainly = collapse_alpha(GROUND) if alpha else none()
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(len(images)))
-    return jax.lax.cond(
-        plain,
-        lambda: _each(plainly.apply, keys, images),
-        lambda: _each(transform.apply, keys, images),
+    try:
+        return jax.lax.cond(
+            plain,
+            lambda: _each(plainly.apply, keys, images),
+            lambda: _each(transform.apply, keys, images),
+        )
+    except TypeError:
+        _require_same_canvas(transform, plainly, keys, images)
+        raise
+
+
+def _require_same_canvas(transform: Transform, plainly: Transform, keys, images) -> None:
+    """One program takes every step and scores the final image: all have one size."""
+    shown, plain = (
+        jax.eval_shape(functools.partial(_each, each.apply), keys, images).shape[1:3]
+        for each in (transform, plainly)
     )
+    if shown != plain:
+        raise AuditError(
+            f"The transforms {transform.text} turn a picture of {plain[0]} x {plain[1]} pixels "
+            f"into one of {shown[0]} x {shown[1]}, and the network is given one size only. End "
+            f"them with crop_or_pad({plain[0]}, {plain[1]})."
+        )
 
 
 def _each(function: Callable[..., Any], *rows: Any) -> Any:
