@@ -26,11 +26,11 @@ derivative, which is 0 only where it underflows (x < -14 or so in float32): it s
 import contextlib
 import contextvars
 import functools
+import operator
 from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float
 
 
@@ -98,24 +98,25 @@ def _call(ordinary, redirected, x: Array) -> Array:
 def _piecewise(value, *kinks):
     """A function of slope 1 behind its kink, or between its two, with the redirected gradient.
 
-    One byte an entry is kept for the backward pass: on how many more kinks' right than left x lies.
+    One byte an entry is kept for the backward pass, where x lies: 0 is below all kinks, a kink
+    counts 1 and what is behind it 2.
     """
-    below, live, above = -len(kinks), 2 - len(kinks), len(kinks)
+    below, live, above = 0, 2, 2 * len(kinks)
 
     @jax.custom_vjp
     def function(x, active):
         return value(x)
 
     def forward(x, active):
-        sides = sum((lax.sign(x - kink) for kink in kinks[1:]), lax.sign(x))
-        return value(x), (sides.astype(jnp.int8), active)
+        passed = [(x >= k).astype(jnp.int8) + (x > k).astype(jnp.int8) for k in kinks]
+        return value(x), (functools.reduce(operator.add, passed), active)
 
     def backward(saved, g):
-        sides, active = saved
-        blocked = (sides == below) & (g > 0)  # descent: positive gradients push lower
+        place, active = saved
+        blocked = (place == below) & (g > 0)  # descent: positive gradients push lower
         if above != live:
-            blocked |= (sides == above) & (g < 0)
-        return _redirect(jnp.where(sides == live, g, 0), g, blocked, active), None
+            blocked |= (place == above) & (g < 0)
+        return _redirect(jnp.where(place == live, g, 0), g, blocked, active), None
 
     function.defvjp(forward, backward)
     return function
