@@ -38,22 +38,7 @@ from sides import ON_OURS, Workload
 
 UNITS = {"mixed4d": (264, 500, 450, 17, 111), "logits": (162, 970)}
 STEPS, SEED, MANY = 512, 0, 64
-TOTALS = (
-    48,
-    64,
-    96,
-    128,
-    160,
-    192,
-    208,
-    224,
-    240,
-    256,
-    320,
-    384,
-    448,
-    512,
-)  # each a run of its own
+TOTALS = (48, 64, 96, 128, 160, *range(192, 257, 16), *range(320, 513, 64))  # each a run of its own
 RATES = {"logits": 0.05}  # else fvaudit's default
 ROUNDS = 3
 PROGRAMS = CACHES / "programs"  # fvaudit's compiled programs, apart from the user's
@@ -227,9 +212,8 @@ def _steps_needed(layer: str, folder: pathlib.Path) -> int:
 def _write_page(folder: pathlib.Path) -> None:
     page = _waits(table.read(folder / "wall.csv"))
     if spent := table.read(folder / "wall_stages.csv"):
-        page += f"\nWhere the seconds of one unit go (medians of {ROUNDS} runs):\n\n" + _stages(
-            spent
-        )
+        page += f"\nWhere the seconds of one unit go (medians of {ROUNDS} runs):\n\n"
+        page += _stages(spent)
     (folder / "wall.md").write_text(page)
     print(page)
 
