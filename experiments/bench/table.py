@@ -83,6 +83,11 @@ def markdown(rows: list[Row]) -> str:
          _plain(row["peak_mib"]), f"{row['share_of_peak']:.2f}"]
         for row in rows
     ]  # fmt: skip
+    return joined(lines)
+
+
+def joined(lines: list[list[str]]) -> str:
+    """A Markdown table of cells, headings and their rule among them."""
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
 
 

@@ -28,6 +28,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 
 import numpy as np
 import table
@@ -78,7 +79,7 @@ def steps_to_mark(layer: str, options: argparse.Namespace) -> None:
         if not left:
             break
         folder = _empty(CACHES / f"ours-{layer}-{total}")
-        _seconds(["ours", layer, ",".join(map(str, left)), total, SEED, folder, *_rate(layer)])
+        _made("ours", layer, left, total, folder)
         for channel in left:
             image = _png(folder / f"{channel}.png")
             reached[channel][total] = _activations(image[None], layer, channel)[0]
@@ -110,12 +111,10 @@ def stages(layer: str, options: argparse.Namespace) -> None:
     """Seconds of each stage of one unit, with an empty program cache and again; medians."""
     runs: dict[str, list[dict[str, float]]] = {"first run": [], "cached": []}
     steps, folder = _steps_needed(layer, options.out), _empty(CACHES / "pictures")
-    channel = UNITS[layer][0]
     for _ in range(ROUNDS):
         _empty(PROGRAMS)
         for seen in runs.values():
-            command = ["stages", layer, channel, steps, SEED, folder, *_rate(layer)]
-            whole = _seconds(command)
+            whole = _made("stages", layer, UNITS[layer][:1], steps, folder)
             seen.append(json.loads((folder / "stages.json").read_text()) | {"whole": whole})
     rows = [
         {"layer": layer, "run": run, "steps": steps}
@@ -149,11 +148,9 @@ def _our_rows(layer: str, steps: int, many: int) -> list[table.Row]:
     """The first run ever (empty program cache), the next one, and many units."""
     _empty(PROGRAMS)
     folder = _empty(CACHES / "pictures")
-    channels = [str(c) for c in range(0, 8 * MANY, 8)]
 
     def seconds(n):
-        units = ",".join(channels[:n])
-        return _seconds(["ours", layer, units, steps, SEED, folder, *_rate(layer)])
+        return _made("ours", layer, range(0, 8 * n, 8), steps, folder)
 
     first, again, pair, some = seconds(1), seconds(1), seconds(2), seconds(many)
     whole = some if many == MANY else some + (MANY - many) * (some - pair) / (many - 2)
@@ -166,8 +163,10 @@ def _our_rows(layer: str, steps: int, many: int) -> list[table.Row]:
     ]
 
 
-def _rate(layer: str) -> list[float]:
-    return [RATES[layer]] if layer in RATES else []
+def _made(what: str, layer: str, channels: Iterable[int], steps: int, folder: pathlib.Path):
+    """Seconds in which `reached.py` makes our pictures of these channels."""
+    rate = [RATES[layer]] if layer in RATES else []
+    return _seconds([what, layer, ",".join(map(str, channels)), steps, SEED, folder, *rate])
 
 
 def _row(side: str, units: int, steps: int, seconds: float, how: str) -> table.Row:
@@ -226,17 +225,13 @@ def _waits(rows: list[table.Row]) -> str:
          f"{r['seconds']:.0f}", str(r["how"])]
         for r in rows
     ]  # fmt: skip
-    return _lines(lines)
+    return table.joined(lines)
 
 
 def _stages(rows: list[table.Row]) -> str:
     head = list(rows[0])
     cells = [[str(r[k]) if k in ("layer", "run") else f"{r[k]:.3g}" for k in head] for r in rows]
-    return _lines([head, ["---"] * 2 + ["---:"] * (len(head) - 2), *cells])
-
-
-def _lines(lines: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+    return table.joined([head, ["---"] * 2 + ["---:"] * (len(head) - 2), *cells])
 
 
 def _empty(folder: pathlib.Path) -> pathlib.Path:

@@ -169,8 +169,12 @@ def _require_same_canvas(transform: Transform, plainly: Transform, keys, images)
 
 def _each(function: Callable[..., Any], *rows: Any) -> Any:
     """function(*row) for every row, stacked; one alone is spared the batching, which is traced."""
-    if len(jax.tree.leaves(rows)[0]) > 1:
-        return jax.vmap(function)(*rows)
+    several = len(jax.tree.leaves(rows)[0]) > 1
+    return jax.vmap(function)(*rows) if several else alone(function, *rows)
+
+
+def alone(function: Callable[..., Any], *rows: Any) -> Any:
+    """`function` of the only row of its arguments; its results have that row again."""
     return jax.tree.map(lambda x: x[None], function(*jax.tree.map(lambda x: x[0], rows)))
 
 

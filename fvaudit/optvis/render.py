@@ -288,10 +288,9 @@ def _each_row(function: Callable[[Any, Any], Any], shared: Any, rows: Any) -> An
         return jax.vmap(function, in_axes=(None, 0))(shared, rows)
     # One after the other: faster here than a batch, and no image's rounding can depend on its
     # neighbours.
-    if len(jax.tree.leaves(rows)[0]) == 1:
-        out = function(shared, jax.tree.map(lambda x: x[0], rows))
-        return jax.tree.map(lambda x: x[None], out)
-    return jax.lax.map(lambda row: function(shared, row), rows)
+    of_row = functools.partial(function, shared)
+    several = len(jax.tree.leaves(rows)[0]) > 1
+    return jax.lax.map(of_row, rows) if several else optimize.alone(of_row, rows)
 
 
 def image_key(seed: int, job: Job) -> Key[Array, ""]:

@@ -100,14 +100,16 @@ _INSIDE = {"mode": "promise_in_bounds", "wrap_negative_indices": False}
 def _sum(image, rows, columns, weight):
     """Sum of image[row, column] * weight over all pairs; 0 outside, positions are whole.
 
-    What depends on a row or a column alone is computed once: programs compile sooner.
+    What depends on a row or a column alone is computed once: programs are traced sooner.
     """
     h, w, c = image.shape
     pixels = image.reshape(h * w, c)
+    starts = [(inside, row * w) for inside, row in (_within(at, h) for at, _ in rows)]
+    offsets = [_within(at, w) for at, _ in columns]
     total = 0.0
-    for in_height, row, by_row in [(*_within(at, h), of) for at, of in rows]:
-        for in_width, column, by_column in [(*_within(at, w), of) for at, of in columns]:
-            values = pixels.at[row * w + column].get(**_INSIDE)
+    for (in_height, start), (_, by_row) in zip(starts, rows, strict=True):
+        for (in_width, offset), (_, by_column) in zip(offsets, columns, strict=True):
+            values = pixels.at[start + offset].get(**_INSIDE)
             total += values * (weight(by_row, by_column) * (in_height & in_width))[..., None]
     return total
 
