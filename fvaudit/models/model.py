@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 
 from fvaudit.models.classes import ImageClass
 from fvaudit.models.trunk import trunk as find_trunk
+from fvaudit.optvis.lowering import stock_convolutions
 from fvaudit.records import AuditError, Unit
 
 
@@ -285,7 +286,8 @@ def layer_shapes(forward: Forward, params: Any, spec: InputSpec) -> dict[str, tu
         return seen
 
     images = jax.ShapeDtypeStruct((1, *spec.size, len(spec.mean)), jnp.float32)
-    shapes = jax.eval_shape(run, images)
+    with stock_convolutions():  # which are traced sooner
+        shapes = jax.eval_shape(run, images)
     _require_unique(order)
     return {name: tuple(shapes[name].shape[1:]) for name in order}
 

@@ -143,7 +143,7 @@ def pointwise(
 ) -> Float[Array, "n h w o"]:
     """A 1 x 1 convolution as one matrix product of pixels by channels."""
     n, h, w, c = x.shape
-    return jnp.dot(x.reshape(n * h * w, c), kernel.reshape(c, -1)).reshape(n, h, w, -1)
+    return jnp.dot(x.reshape(n * h * w, c), kernel.reshape(kernel.shape[2:])).reshape(n, h, w, -1)
 
 
 def _pointwise_forward(x, kernel):
