@@ -136,8 +136,9 @@ class Engine(Section):
     )
     repeats: Count = pydantic.Field(default=2, description="independent images per unit")
     shots: Count = pydantic.Field(default=6, description="images kept of each trajectory")
-    lanes: Count = pydantic.Field(
-        default=1, description="images per device and program; more than 1 pays off on GPUs only"
+    lanes: Count | None = pydantic.Field(
+        default=None,
+        description="images per device and program; 1 on a CPU and 16 elsewhere unless given",
     )
 
 

@@ -51,8 +51,9 @@ class GateTraining(Section):
     test: list[Images] = pydantic.Field(min_length=1, description="others, that measure errors")
     units: list[Shown] = pydantic.Field(min_length=1)
     recipe: RecipeName = pydantic.Field(default="fourier", description="of the visualizations")
-    lanes: Count = pydantic.Field(
-        default=1, description="images per device and program; more than 1 pays off on GPUs only"
+    lanes: Count | None = pydantic.Field(
+        default=None,
+        description="images per device and program; 1 on a CPU and 16 elsewhere unless given",
     )
     steps: Count = pydantic.Field(default=1500, description="updates of the gate")
     batch: Count = pydantic.Field(default=32, description="images each, half of them photographs")

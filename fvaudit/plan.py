@@ -9,7 +9,6 @@ import hashlib
 import time
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from fvaudit.config import Config, Units
@@ -20,7 +19,7 @@ from fvaudit.models.model import Model
 from fvaudit.models.zoo import load_model
 from fvaudit.optvis import objectives
 from fvaudit.optvis.recipes import recipe
-from fvaudit.optvis.render import Job, Recipe, render
+from fvaudit.optvis.render import Job, Recipe, render, width
 from fvaudit.records import AuditError, ImageSet, Unit
 
 
@@ -146,7 +145,7 @@ def forecast(config: Config, *, allow_download: bool = False, probe_steps: int =
     probe = dataclasses.replace(plan.recipe, steps=probe_steps, shot_steps=())
     last = [u for u in plan.units if u.layer == plan.units[-1].layer]
     jobs = [Job(objectives.of_unit(u), r) for u in last for r in range(2)]
-    jobs = jobs[: jax.local_device_count() * engine.lanes]
+    jobs = jobs[: width(engine.lanes)]
     compile_seconds, run_seconds = (_timed(model, jobs, probe, config.seed) for _ in range(2))
     per_image = run_seconds / probe_steps * plan.recipe.steps / len(jobs)
     layers = len({u.layer for u in plan.units})

@@ -14,5 +14,6 @@ def load(network: str) -> Model:
     """The benchmark's networks as `Model`s."""
     if network == "resnet50":
         return zoo.random_model("resnet50", seed=0)
-    file = {"googlenet": "googlenet_bvlc"}.get(network, network)
-    return fvaudit.load_model(network, weights=MODELS / f"{file}.safetensors")
+    if network == "googlenet":
+        return fvaudit.load_model(network, weights=MODELS / "googlenet_bvlc.safetensors")
+    return fvaudit.load_model(network)  # from its package; the shared file's kernels are HWIO

@@ -215,7 +215,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--attacks", nargs="+", choices=conditions.NAMES,
                         default=list(conditions.NAMES))  # fmt: skip
-    parser.add_argument("--lanes", type=int, default=1, help="more than 1 on GPUs only")
+    parser.add_argument("--lanes", type=int, help="images per program; see fvaudit.visualize")
     parser.add_argument("--layers", nargs="+", help="only these")
     parser.add_argument("--share", type=float, default=1.0, help="of the units, for a rehearsal")
     parser.add_argument("--steps", type=int, default=128, help="of visualizations")

@@ -12,12 +12,12 @@ import os
 import pathlib
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 from jaxtyping import UInt8
 
 from fvaudit.models.model import Model
 from fvaudit.optvis import objectives
+from fvaudit.optvis.render import width
 from fvaudit.optvis.visualize import visualize
 from fvaudit.records import Unit
 
@@ -33,7 +33,7 @@ def make(
     *,
     recipe: str = "fourier",
     seed: int = 0,
-    lanes: int = 1,
+    lanes: int | None = None,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[pathlib.Path]:
     """Visualizes every unit that has no file yet.
@@ -44,7 +44,7 @@ def make(
         folder: where the files go.
         recipe: a name of `optvis.recipes`; its steps are `STEPS`.
         seed: of the visualizations.
-        lanes: images per device and program.
+        lanes: images per device and program; as in `visualize`.
         tell: called as tell(done, total) after each batch.
 
     Returns:
@@ -61,9 +61,9 @@ def make(
     missing = [i for i, file in enumerate(files) if not file.exists()]
     for layer in dict.fromkeys(units[i].layer for i in missing):
         own = [i for i in missing if units[i].layer == layer]
-        width = max(2, jax.local_device_count() * lanes)
-        for at in range(0, len(own), width):
-            batch = own[at : at + width]
+        size = max(2, width(lanes))
+        for at in range(0, len(own), size):
+            batch = own[at : at + size]
             wanted = [objectives.of_unit(units[i]) for i in batch]
             made = visualize(
                 model, wanted, recipe=recipe, steps=STEPS, shot_steps=MOMENTS, seed=seed,

@@ -90,6 +90,7 @@ def advance(
     last: Int[Array, ""],
     total: Int[Array, ""],
     scored: Bool[Array, ""],
+    until: Int[Array, ""] | None = None,
 ) -> Stretch:
     """Takes steps `first` to `last` (excluded) of `total`; at most `STRETCH` of them.
 
@@ -103,6 +104,8 @@ def advance(
         total: steps of the whole run; schedules depend on it.
         scored: whether `scores` of the final images are wanted; costs one more step's time, taken
             as a round of the same loop, so that the network is compiled once.
+        until: index after the last round, no less than `last` + `scored`, if other sets of a batch
+            go on that long; a batch whose sets end on their own would copy all of them every round.
     """
     step_key = jax.random.split(key)[1]
 
@@ -120,15 +123,19 @@ def advance(
     held, step = hoisting.split(step, params, state.latents, first, scored)
 
     def body(t, carry):
-        state, trace, _ = carry
+        state, trace, final = carry
         plain = t == last  # the round after the last step, if the final images' score is wanted
         scores, slope = step(held, state.latents, t, plain)
-        moved = jax.lax.cond(plain, lambda: state, lambda: _moved(loop, state, slope, t, total))
-        return moved, trace.at[t - first].set(scores.mean()), scores
+        over = t >= last
+        moved = jax.lax.cond(over, lambda: state, lambda: _moved(loop, state, slope, t, total))
+        final = jnp.where(plain & scored, scores, final)
+        return moved, trace.at[t - first].set(scores.mean()), final
 
     size = len(jax.tree.leaves(state.latents)[0])
     carry = (state, jnp.zeros(STRETCH + 1), jnp.zeros(size))
-    state, trace, scores = jax.lax.fori_loop(first, last + scored.astype(first.dtype), body, carry)
+    own = last + scored.astype(first.dtype)
+    end = own if until is None else until
+    state, trace, scores = jax.lax.fori_loop(first, end, body, carry)
     return Stretch(state, trace[:STRETCH], _decoded(loop, state.latents), scores)
 
 

@@ -111,12 +111,16 @@ def _piecewise(value, *kinks):
         passed = [(x >= k).astype(jnp.int8) + (x > k).astype(jnp.int8) for k in kinks]
         return value(x), (functools.reduce(operator.add, passed), active)
 
+    def ordinary(place, g):
+        return jnp.where(place == live, g, 0)
+
+    def blocked(place, g):
+        pushed = (place == below) & (g > 0)  # descent: positive gradients push lower
+        return pushed if above == live else pushed | ((place == above) & (g < 0))
+
     def backward(saved, g):
         place, active = saved
-        blocked = (place == below) & (g > 0)  # descent: positive gradients push lower
-        if above != live:
-            blocked |= (place == above) & (g < 0)
-        return _redirect(jnp.where(place == live, g, 0), g, blocked, active), None
+        return _redirect(ordinary, blocked, place, g, active), None
 
     function.defvjp(forward, backward)
     return function
@@ -137,13 +141,22 @@ def _gelu_forward(approximate, x, active):
 
 def _gelu_backward(approximate, saved, g):
     x, active = saved
-    (ordinary,) = jax.vjp(lambda y: jax.nn.gelu(y, approximate=approximate), x)[1](g)
-    return _redirect(ordinary, g, (x < 0) & (g > 0), active), None
+
+    def ordinary(x, g):
+        return jax.vjp(lambda y: jax.nn.gelu(y, approximate=approximate), x)[1](g)[0]
+
+    return _redirect(ordinary, lambda x, g: (x < 0) & (g > 0), x, g, active), None
 
 
 _gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
-def _redirect(ordinary, g, blocked, active):
-    dead = ~jnp.any(ordinary != 0, axis=tuple(range(1, g.ndim)), keepdims=True)
-    return jnp.where(active & dead, jnp.where(blocked, 0, g), ordinary)
+def _redirect(ordinary, blocked, saved, g, active):
+    """Whether anything passes is asked while `active` only: it is a pass over all of `g`."""
+    axes = tuple(range(1, g.ndim))
+    dead = jax.lax.cond(
+        active,
+        lambda: ~jnp.any(ordinary(saved, g) != 0, axis=axes, keepdims=True),
+        lambda: jnp.zeros((len(g), *(1,) * len(axes)), bool),
+    )
+    return jnp.where(dead, jnp.where(blocked(saved, g), 0, g), ordinary(saved, g))

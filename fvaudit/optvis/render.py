@@ -4,7 +4,8 @@ Every set of images is its own random stream: its key is folded from the audit's
 objective's text and the repeat. Every device works on `lanes` sets in a program of one fixed shape
 (short batches are padded). On a CPU they are made one after the other, so an image is the same
 bytes alone, in a batch, after a resume, or on one device instead of two; on a GPU or TPU they are
-one batch, in which an image's last bits may depend on its place (not measured yet).
+one batch. There a run repeats to the byte within a process, but another number of `lanes` makes
+another picture, as another seed would; so may another process, in which XLA picks other kernels.
 
 One compiled program serves every unit of a layer, any number of steps, and every place where a run
 is looked at or stopped: objective, first and last step are data.
@@ -38,6 +39,7 @@ OPACITY = "opacity"  # and their opacity, (n, h, w, 1), where the parameterizati
 # Adam at a constant 0.1 is ahead of lucid's 0.05 up to here, where it has reached 92 % of what
 # lucid's 512 steps reach; the falling step sizes that were tried reach less: results/convergence.
 STEPS, RATE = 256, 0.1
+LANES = 16  # on a GPU: an image alone takes 2.5 times as long as with 1, each of many a sixth
 LOOK = 32  # steps between two looks at a run that somebody watches
 
 
@@ -99,12 +101,13 @@ class Recipe:
     redirected_steps: int = 16  # first steps that pass gradient through closed ReLUs, as in lucid
     shot_steps: tuple[int, ...] = ()  # numbers of updates after which the images are kept
     together: int = 1  # images in a set, optimized jointly
-    lanes: int = 1  # sets per device and program
+    lanes: int | None = None  # sets per device and program; see `width`
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("together", 1), ("lanes", 1), ("redirected_steps", 0)):
-            if getattr(self, name) < least:
-                raise AuditError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+            given = getattr(self, name)
+            if given is not None and given < least:
+                raise AuditError(f"{name} must be at least {least}, got {given}.")
         rising = all(a < b for a, b in zip(self.shot_steps, self.shot_steps[1:], strict=False))
         if not rising or any(not 0 <= t <= self.steps for t in self.shot_steps):
             raise AuditError(f"shot_steps must rise within 0..{self.steps}, got {self.shot_steps}.")
@@ -158,10 +161,10 @@ def render(
     params = devices.replicated(model.params)
     marks = _marks(recipe, look if stop or watch else None)
     for group in _by_structure(jobs):
-        width = jax.local_device_count() * recipe.lanes
-        for at in range(0, len(group), width):
-            batch = group[at : at + width]
-            full = batch + batch[-1:] * (width - len(batch))
+        size = width(recipe.lanes)
+        for at in range(0, len(group), size):
+            batch = group[at : at + size]
+            full = batch + batch[-1:] * (size - len(batch))
             run = _Run(model, full, recipe, seed, params, first)
             yield from zip(batch, run.finish(batch, marks, stop, watch), strict=True)
         devices.give_back_memory()
@@ -265,16 +268,18 @@ def programs(
         return optimize.begin(loop_of(None), start, recipe.together, key)
 
     def advance(shared, job):
-        params, first, total = shared
+        params, first, total, until = shared
         last, scored, objective, key, state = job
         loop = loop_of(objective)
-        return optimize.advance(loop, params, state, key, first, last, total, scored)
+        return optimize.advance(loop, params, state, key, first, last, total, scored, until)
 
     def begin_shard(start, keys):
         return _each_row(begin, start, keys)
 
     def advance_shard(params, first, total, *jobs):
-        return _each_row(advance, (params, first, total), jobs)
+        last, scored = jobs[:2]
+        until = (last + scored).max() if _batched() else None
+        return _each_row(advance, (params, first, total, until), jobs)
 
     return (
         devices.on_every_device(begin_shard, shared=1),
@@ -284,13 +289,29 @@ def programs(
 
 def _each_row(function: Callable[[Any, Any], Any], shared: Any, rows: Any) -> Any:
     """function(shared, row) for every row, stacked."""
-    if jax.default_backend() != "cpu":
+    if _batched():
         return jax.vmap(function, in_axes=(None, 0))(shared, rows)
     # One after the other: faster here than a batch, and no image's rounding can depend on its
     # neighbours.
     of_row = functools.partial(function, shared)
     several = len(jax.tree.leaves(rows)[0]) > 1
     return jax.lax.map(of_row, rows) if several else optimize.alone(of_row, rows)
+
+
+def _batched() -> bool:
+    return jax.default_backend() != "cpu"
+
+
+def width(lanes: int | None) -> int:
+    """How many sets of images a program makes at a time, on all local devices together.
+
+    It does not depend on how many there are to make: on a GPU a program of another width rounds
+    otherwise, and after some dozen steps that is another picture.
+
+    Args:
+        lanes: sets per device; unless given 1 on a CPU, `LANES` elsewhere.
+    """
+    return jax.local_device_count() * (lanes or (LANES if _batched() else 1))
 
 
 def image_key(seed: int, job: Job) -> Key[Array, ""]:

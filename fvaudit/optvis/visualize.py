@@ -36,7 +36,7 @@ def visualize(
     shot_steps: tuple[int, ...] = (),
     stop: Stop | None = None,
     watch: Watch | None = None,
-    lanes: int = 1,
+    lanes: int | None = None,
 ) -> tuple[Visualization, ...]:
     """Visualizes each objective `repeats` times by activation maximization.
 
@@ -57,7 +57,8 @@ def visualize(
         shot_steps: numbers of updates after which the images are kept as well.
         stop: ends a job early when it returns True, for example `plateau()`.
         watch: is shown each job as it goes on.
-        lanes: sets per device in one program; more than 1 pays off on GPUs only.
+        lanes: sets per device in one program; unless given 1 on a CPU and 16 elsewhere. On a
+            GPU, pictures depend on it.
 
     Returns:
         One `Visualization` per objective, in order.

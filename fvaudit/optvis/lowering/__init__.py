@@ -1,7 +1,7 @@
 """How operations are lowered so that they are fast on this backend.
 
 Each rule equals the operation's own value and gradient up to float32 rounding; only the order of
-additions differs. Rules exist for the CPU; on every other backend the stock lowering stays.
+additions differs. `backends` says which backend takes which rule.
 """
 
 from fvaudit.optvis.lowering.convolution import conv_general_dilated as conv_general_dilated

@@ -1,9 +1,8 @@
 """How convolutions are lowered so that they are fast on this backend.
 
 Each rule equals `lax.conv_general_dilated` in value and gradient up to float32 rounding; only the
-order of additions differs. Rules exist for the CPU, where XLA's grouped and dilated convolutions
-are one to two orders of magnitude off the arithmetic's own cost. On every other backend the stock
-lowering stays.
+order of additions differs. On the CPU, XLA's grouped and dilated convolutions are one to two orders
+of magnitude off the arithmetic's own cost. Other backends take few of the rules (`backends`).
 
     depthwise k x k         shifted multiply-adds (`depthwise`)
     1 x 1                   one matrix product of (pixels, in) by (in, out), strided or not
@@ -25,6 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from fvaudit.optvis.lowering.backends import takes
 from fvaudit.optvis.lowering.depthwise import depthwise
 from fvaudit.optvis.lowering.kernels import NHWC, kernel_gradient
 from fvaudit.optvis.lowering.phases import Pads
@@ -58,23 +58,23 @@ def conv_general_dilated(
     for see in _observers.get():
         see(lhs, rhs, tuple(window_strides), padding, feature_group_count)
     plain = _is_one(lhs_dilation) and _is_one(rhs_dilation) and lhs.ndim == 4
-    fast = jax.default_backend() == "cpu" and not _stock.get()
-    if not fast or not plain or not _is_nhwc(dimension_numbers):
+    if _stock.get() or not plain or not _is_nhwc(dimension_numbers):
         return stock(lhs, rhs, window_strides, padding)
     strides = (window_strides[0], window_strides[1])
     pads = _explicit_padding(lhs, rhs, strides, padding)
     channels = lhs.shape[3]
     if feature_group_count == channels and rhs.shape[2:] == (1, channels):
-        return depthwise(lhs, rhs, strides, pads)
-    if feature_group_count != 1:
-        return stock(lhs, rhs, window_strides, padding)
-    if rhs.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
-        return pointwise(lhs[:, :: strides[0], :: strides[1]], rhs)
-    if strides != (1, 1):
-        return strided(lhs, rhs, strides, pads)
-    tile = _tile(lhs.shape, rhs.shape)
-    if tile:
-        return winograd(lhs, rhs, pads, tile, tile)
+        if takes("depthwise"):
+            return depthwise(lhs, rhs, strides, pads)
+    elif feature_group_count == 1:
+        if rhs.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
+            if takes("pointwise"):
+                return pointwise(lhs[:, :: strides[0], :: strides[1]], rhs)
+        elif strides != (1, 1):
+            if takes("strided"):
+                return strided(lhs, rhs, strides, pads)
+        elif takes("winograd") and (tile := _tile(lhs.shape, rhs.shape)):
+            return winograd(lhs, rhs, pads, tile, tile)
     return stock(lhs, rhs, window_strides, padding)
 
 

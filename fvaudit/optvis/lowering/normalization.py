@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from fvaudit.optvis.lowering.backends import takes
+
 
 def local_response_norm(
     x: Float[Array, "n h w c"],
@@ -29,7 +31,7 @@ def local_response_norm(
     Channels outside count as 0. TensorFlow's depth_radius r and alpha a are size 2 r + 1 and
     alpha a * size here. Krizhevsky et al., 2012.
     """
-    if jax.default_backend() == "cpu":
+    if takes("normalization"):
         return _normed(x, size, alpha / size, beta, k)
     window = ((1, 1, 1, size), (1, 1, 1, 1), "SAME")
     squares = lax.reduce_window(x * x, 0.0, lax.add, *window)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from fvaudit.optvis.lowering.backends import takes
 from fvaudit.optvis.lowering.phases import Pads, gather
 
 
@@ -39,7 +40,7 @@ def max_pool(
         strides: rows and columns.
         pads: ((above, below), (left, right)).
     """
-    if jax.default_backend() != "cpu" or window[0] * window[1] > _MOST_TAPS:
+    if not takes("pooling") or window[0] * window[1] > _MOST_TAPS:
         dims, steps = (1, *window, 1), (1, *strides, 1)
         return lax.reduce_window(x, -jnp.inf, lax.max, dims, steps, ((0, 0), *pads, (0, 0)))
     return _pool(x, window, strides, pads, (x.shape[1], x.shape[2]))

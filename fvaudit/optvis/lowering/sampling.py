@@ -3,7 +3,8 @@
     forward    out[q] = sum over p of image[p] * hat(A q + b - p),   hat(t) = max(0, 1 - |t|)
     gradient   dimage[p] = sum over q of g[q] * hat(A q + b - p), over the few q near inverse(p)
 
-XLA's own gradient would scatter, which costs eight times as much on the CPU.
+XLA's own gradient would scatter, which costs eight times as much on the CPU, and on a GPU adds in
+another order every time.
 """
 
 import math
@@ -14,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
+
+from fvaudit.optvis.lowering.backends import takes
 
 
 def affine_sample(
@@ -30,10 +33,10 @@ def affine_sample(
         matrix: acts on (row, column) from the picture's centre.
         shift: in pixels.
         ground: value of the source outside its edges.
-        reach: upper bound of ||matrix^-1||_inf; only the CPU's gradient rule needs it.
+        reach: upper bound of ||matrix^-1||_inf; the gathered gradient needs it.
     """
     above = image - ground  # so that outside is 0 and the sampling is linear
-    if jax.default_backend() == "cpu":
+    if takes("sampling"):
         sampled: Any = _sample(above, matrix, shift, math.ceil(reach))
     else:
         sampled = _gather_taps(above, matrix, shift)
@@ -66,6 +69,7 @@ _sample.defvjp(_sample_forward, _sample_backward, symbolic_zeros=True)
 
 def _gather_back(g, matrix, shift, radius):
     """Source pixel p collects g[q] * hat(matrix q + shift - p) over the q near inverse(p)."""
+    g = jax.lax.optimization_barrier(g)  # a GPU would compute it anew for each of its readers
     h, w, _ = g.shape
     (a, b), (c, d) = matrix
     down, right = shift
