@@ -23,16 +23,16 @@ from fvaudit.optvis.transforms import standard
 def build(side: Side, workload: Workload, cores: int) -> Runner:
     devices.start()
     lanes = 1 if jax.default_backend() == "cpu" else side.batch
-    width = min(side.batch, lanes * jax.local_device_count())
-    units = list(range(width))
+    width = lanes * jax.local_device_count()
+    units = list(range(min(side.batch, width)))
     ascend = ascent(networks.load(workload.network), workload.layer, units, width)
 
     def run(steps):
         """`steps` of a queue of `batch` units: as a user's, in stretches, a device's worth each."""
-        each = -(-steps * side.batch // width)
+        each = -(-steps * side.batch // len(units))
         for first in range(0, each, STRETCH):
             ascend(first, min(STRETCH, each - first))
-        return each * width
+        return each * len(units)
 
     return Runner(lambda: None, run, {"jax": jax.__version__})
 
