@@ -212,6 +212,20 @@ def test_what_is_kept_for_the_backward_pass_is_one_byte_an_entry():
         assert sum(k.nbytes for k in kept) <= x.size + 8
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_whether_a_gradient_is_dead_is_asked_in_redirected_steps_only(name):
+    """The question takes a pass over the whole gradient: it stands inside a condition."""
+
+    def slope(x, active):
+        with redirect.redirecting(active):
+            return jax.grad(lambda x: FUNCTIONS[name][0](x).sum())(x)
+
+    jaxpr = jax.make_jaxpr(slope)(jnp.ones((2, 5)), jnp.asarray(True))
+    asked = [e.primitive.name for e in jaxpr.eqns]
+    inside = [str(e) for e in jaxpr.eqns if e.primitive.name == "cond"]
+    assert "reduce_or" not in asked and len(inside) == 1 and "reduce_or" in inside[0]
+
+
 def test_signs_and_kinks_agree_with_jax_when_alive():
     """With a live unit beside, every entry's gradient is the stock one, kinks included."""
     pairs = np.array(list(itertools.product(XS, (-1.0, 1.0))), np.float32)

@@ -189,3 +189,32 @@ def test_the_batched_program_of_other_backends_makes_the_same_pictures(monkeypat
     for one, other in zip(batched, expected, strict=True):
         np.testing.assert_allclose(one.images, other.images, atol=2e-3)
         np.testing.assert_allclose(one.activation, other.activation, rtol=1e-3, atol=1e-4)
+
+
+def test_a_set_of_a_batch_that_ends_earlier_is_left_as_it_was(monkeypatch):
+    """In a GPU's one batch the loop goes on for the others; here it runs on the CPU."""
+    model = tiny_model()
+    jobs = [Job(Channel("conv2", i), 0) for i in range(3)]
+    recipe = Recipe(fourier(), standard(), steps=9, lanes=4)
+
+    def made():
+        batches.programs.cache_clear()
+        stop = lambda seen: seen.job == jobs[1] and seen.step >= 4  # noqa: E731
+        return [ascent for _, ascent in render(model, jobs, recipe, 0, stop=stop, look=2)]
+
+    expected = made()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    batched = made()
+    batches.programs.cache_clear()
+    assert [len(a.trace) for a in batched] == [9, 4, 9]
+    for one, other in zip(batched, expected, strict=True):
+        np.testing.assert_allclose(one.images, other.images, atol=2e-3)
+        np.testing.assert_allclose(one.trace, other.trace, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(one.activation, other.activation, rtol=1e-3, atol=1e-4)
+
+
+def test_the_width_of_a_program_depends_on_device_and_lanes_alone(monkeypatch):
+    here = jax.local_device_count()
+    assert batches.width(None) == here and batches.width(3) == 3 * here
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert batches.width(None) == batches.LANES * here and batches.width(1) == here
