@@ -2,9 +2,9 @@
 
     python experiments/bench/rules.py googlenet mixed4d --lanes 64 --rules "" "strided pooling"
 
-Prints, and adds to results/bench/gpu/rules.csv, milliseconds per image and step (median of 5 calls
-of 32 steps) for each set of rules, and whether two calls with the same key left the same bytes. On
-a CPU this takes the CPU's rules, to compare; the table is a GPU's. Half a minute for each set.
+Prints, and adds to the backend's own table (results/bench/gpu/rules.csv), milliseconds per image and
+step (median of 5 calls of 32 steps) for each set of rules, and whether two calls with the same key
+left the same bytes. Half a minute for each set.
 """
 
 import argparse
@@ -29,6 +29,7 @@ ROUNDS, STEPS = 5, 32
 def main() -> None:
     options = _options()
     devices.start()
+    out = options.out or table.RESULTS / jax.default_backend() / "rules.csv"
     for rules in options.rules:
         row = {
             "network": options.network,
@@ -38,7 +39,7 @@ def main() -> None:
             **measured(options.network, options.layer, options.lanes, rules.split()),
         }
         print(row, flush=True)
-        table.replace(options.out, [row], ("network", "layer", "lanes", "rules"))
+        table.replace(out, [row], ("network", "layer", "lanes", "rules"))
 
 
 def measured(network: str, layer: str, lanes: int, rules: list[str]) -> table.Row:
@@ -71,8 +72,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("layer")
     parser.add_argument("--lanes", type=int, default=64)
     parser.add_argument("--rules", nargs="+", required=True, metavar="'RULE ...'")
-    default = table.RESULTS / "gpu" / "rules.csv"
-    parser.add_argument("--out", type=pathlib.Path, default=default, metavar="FILE")
+    parser.add_argument("--out", type=pathlib.Path, metavar="FILE")
     options = parser.parse_args()
     known = backends.RULES["cpu"]
     if unknown := {rule for rules in options.rules for rule in rules.split()} - known:
