@@ -2,9 +2,9 @@
 
     python experiments/bench/rules.py googlenet mixed4d --lanes 64 --rules "" "strided pooling"
 
-Prints, and adds to the backend's own table (results/bench/gpu/rules.csv), milliseconds per image and
-step (median of 5 calls of 32 steps) for each set of rules, and whether two calls with the same key
-left the same bytes. Half a minute for each set.
+Prints, and adds to the backend's own table (results/bench/gpu/rules.csv), milliseconds per image
+and step (median of 5 calls of 32 steps) for each set of rules, and whether two calls with the same
+key left the same bytes. Half a minute for each set.
 """
 
 import argparse
