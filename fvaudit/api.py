@@ -103,7 +103,7 @@ def path_similarity(
         unit,
         model.label(unit),
         known,
-        collect(model, shown.images, layers, lanes=1, **dataclasses.asdict(settings)),
+        collect(model, shown.images, layers, **dataclasses.asdict(settings)),
         layers,
         images=(),
         group_size=group,

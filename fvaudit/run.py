@@ -332,7 +332,7 @@ def _measure(folder, config, model, images, plan, listener) -> None:
 def _measure_unit(folder, config, model, known, plan, unit: Unit) -> UnitResult:
     names = [_image_name(str(unit), r) for r in range(config.engine.repeats)]
     shown = pictures.read([folder / name for name in names])
-    fv = _collect(model, shown, plan.layers, config, lanes=1)
+    fv = _collect(model, shown, plan.layers, config)
     stream = hashlib.sha256(str(unit).encode()).digest()[:4]
     result = measure(
         unit,
@@ -354,7 +354,7 @@ def _alive(picture: pathlib.Path) -> bool:
         return bool(beside["alive"])
 
 
-def _collect(model, pixels, layers, config, lanes: int = 8) -> Features:
+def _collect(model, pixels, layers, config) -> Features:
     evidence = config.evidence
     return collect(
         model,
@@ -364,7 +364,6 @@ def _collect(model, pixels, layers, config, lanes: int = 8) -> Features:
         variant=evidence.variant,
         max_features=evidence.max_features,
         seed=config.seed,
-        lanes=lanes,
     )
 
 

@@ -1,14 +1,17 @@
 """Streamed path similarity against the bare forward passes of the same images.
 
     claim      1,000 natural images against 100 visualizations, all layers of GoogLeNet's trunk:
-               within 1.3x of the time of forward passes that keep the logits alone, under 4 GB
+               within 1.3x of the time of forward passes that keep the logits alone, as anybody
+               would write them: a jitted function called batch by batch; under 4 GB
     command    python experiments/bench/path.py                  (about 2 minutes on two cores)
-    variants   --max-features 1000000 --images 100 --lanes 2     all features of every layer
+    variants   --max-features 1000000 --images 100               all features of every layer
                --pairs                                           also what an audit does: natural
                                                                  vectors kept, and all their pairs
     expected   results/bench/path.csv
 
-Both sides run in this process, block of images by block of images in turn, with the same lanes. The
+All sides run in this process, block of images by block of images in turn. The bare passes take
+`--batch` images a device and call. A second bare side runs like ours, in steps of one image within
+a call (`models/stream.py`), which is faster: its ratio says what ranks and products cost. The
 visualizations are blurred noise: what they show does not matter for time. Wall and CPU seconds are
 given: on a machine that others use, only CPU seconds mean something.
 """
@@ -27,7 +30,7 @@ from PIL import Image
 import fvaudit as fv
 from fvaudit.evidence.activations import Features, collect, compare
 from fvaudit.evidence.units import natural
-from fvaudit.models import devices
+from fvaudit.models import devices, stream
 from fvaudit.models.model import Model, record
 
 
@@ -62,9 +65,10 @@ def main() -> None:
         images = fv.load_images(PHOTOGRAPHS, model, limit=options.images, labels=False)
     pixels, shown = images.pixels, _blurred_noise(options.fvs, model)
     settings = {"max_features": options.max_features, "lanes": options.lanes}
-    bare = _bare(model, options.lanes)
+    bare, in_steps = _bare(model, options.batch), _bare_in_steps(model)
     with clock.stage("compile"):
         bare(pixels[:2])
+        in_steps(pixels[:2])
         compare(model, pixels[:2], collect(model, shown, model.trunk, **settings),
                 lanes=options.lanes)  # fmt: skip
     with clock.stage("visualizations"):
@@ -73,6 +77,8 @@ def main() -> None:
         block = pixels[start : start + options.block]
         with clock.stage("bare"):
             bare(block)
+        with clock.stage("bare, in steps"):
+            in_steps(block)
         with clock.stage("path"):
             compare(model, block, known, lanes=options.lanes)
     rows = _rows(options, clock, known, _peak())
@@ -92,7 +98,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--fvs", type=int, default=100)
     parser.add_argument("--block", type=int, default=256, help="images before sides take turns")
-    parser.add_argument("--lanes", type=int, default=8, help="images per device and program")
+    parser.add_argument("--batch", type=int, default=8, help="images of a bare call, per device")
+    parser.add_argument("--lanes", type=int, help="of ours; else fvaudit's default")
     parser.add_argument("--max-features", type=int, default=32768)
     parser.add_argument("--pairs", action="store_true")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/bench/path.csv"))
@@ -122,6 +129,22 @@ def _bare(model: Model, lanes: int):
     return bare
 
 
+def _bare_in_steps(model: Model):
+    """The same, as fvaudit streams images."""
+    last = model.trunk[-1]
+
+    def shard(params, images):
+        return record(model.forward, params, images, [last])[last]
+
+    run, shared = stream.program(shard, 1, 1), (devices.replicated(model.params),)
+
+    def bare(images):
+        for rows, out in stream.calls(run, shared, images, 1):
+            stream.rows(out, rows.stop - rows.start)
+
+    return bare
+
+
 def _blurred_noise(count: int, model: Model) -> np.ndarray:
     rows, columns = model.input.size
     coarse = np.random.default_rng(0).integers(0, 256, (count, 28, 28, 3), np.uint8)
@@ -142,18 +165,17 @@ def _peak() -> float:
 
 def _rows(options, clock: Clock, known: Features, peak: float) -> list[dict[str, object]]:
     compared = sum(v.shape[1] for v in known.vectors.values())
-    ratio = clock.seconds["path"] / clock.seconds["bare"]
-    blocks = np.array(clock.calls["path"]) / np.array(clock.calls["bare"])
     print(f"{options.images} images, {options.fvs} visualizations, {len(known.vectors)} layers, "
           f"{compared} features; peak {peak:.2f} GiB")  # fmt: skip
     for name, (wall, cpu) in clock.seconds.items():
         print(f"  {name:18} wall {wall:8.2f} s   cpu {cpu:8.2f} s")
-    print(f"path / bare: wall {ratio[0]:.3f}, cpu {ratio[1]:.3f}; "
-          f"median over blocks: wall {np.median(blocks[:, 0]):.3f}, "
-          f"cpu {np.median(blocks[:, 1]):.3f}")  # fmt: skip
     rows = [_row(options, clock, name, peak) for name in clock.seconds]
-    share = {"wall_s": round(ratio[0], 3), "cpu_s": round(ratio[1], 3)}
-    return [*rows, {**rows[-1], "stage": "path / bare", **share}]
+    for other in ("bare", "bare, in steps"):
+        ratio = np.median(np.array(clock.calls["path"]) / np.array(clock.calls[other]), axis=0)
+        print(f"path / {other}, median over blocks: wall {ratio[0]:.3f}, cpu {ratio[1]:.3f}")
+        share = {"wall_s": round(ratio[0], 3), "cpu_s": round(ratio[1], 3)}
+        rows.append({**rows[0], "stage": f"path / {other}", **share})
+    return rows
 
 
 def _row(options, clock: Clock, name: str, peak: float) -> dict[str, object]:
@@ -164,7 +186,7 @@ def _row(options, clock: Clock, name: str, peak: float) -> dict[str, object]:
         "images": options.images,
         "fvs": options.fvs,
         "max_features": options.max_features,
-        "lanes": options.lanes,
+        "batch": options.batch,
         "wall_s": round(wall, 2),
         "cpu_s": round(cpu, 2),
         "peak_GiB": round(peak, 2),

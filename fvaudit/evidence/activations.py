@@ -22,7 +22,7 @@ import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
 from fvaudit.evidence.similarity import kept, rank_type, require_metric, unit_rows
-from fvaudit.models import devices
+from fvaudit.models import devices, stream
 from fvaudit.models.model import Forward, Model, record
 from fvaudit.records import AuditError, Unit
 
@@ -62,7 +62,7 @@ def collect(
     variant: str = "spatial",
     max_features: int = 32768,
     seed: int = 0,
-    lanes: int = 8,
+    lanes: int | None = None,
 ) -> Features:
     """Streams images through the model and keeps responses and feature vectors.
 
@@ -74,9 +74,9 @@ def collect(
         variant: "spatial" or "pooled".
         max_features: at most this many features per layer.
         seed: of the feature subset.
-        lanes: images per device and program. Batches are padded to one fixed shape, and a
-            matrix product may round an image's last bits by its place in a batch: equal bytes
-            need equal images in equal order, so an audit passes one unit's images per call.
+        lanes: images that a device takes at a time; unless given 1 on a CPU, where an image's
+            vectors therefore do not depend on its neighbours, and 16 elsewhere, where they may
+            in their last bits.
 
     Returns:
         Vectors as `similarity.kept` describes them: int16 or int32 ranks, or float32.
@@ -94,7 +94,7 @@ def collect(
 
 
 def responses(
-    model: Model, images: Float[np.ndarray, "n h w c"], unit: Unit, *, lanes: int = 8
+    model: Model, images: Float[np.ndarray, "n h w c"], unit: Unit, *, lanes: int | None = None
 ) -> Float[np.ndarray, " n"]:
     """One unit's response to every image: a neuron's activation, or a channel's mean.
 
@@ -102,7 +102,7 @@ def responses(
         model: the network.
         images: in [0, 1], of the model's input size.
         unit: of the network.
-        lanes: images per device and program.
+        lanes: images that a device takes at a time; as in `collect`.
 
     Raises:
         AuditError: if the unit does not exist, or for images of another size or range.
@@ -110,20 +110,19 @@ def responses(
     model.require_unit(unit)
     _require(model, images, Settings())
     devices.start()
-    width = jax.local_device_count() * lanes
-    run = _response_program(model.forward, unit.layer)
-    params = devices.replicated(model.params)
-    batches = (images[start : start + width] for start in range(0, len(images), width))
+    lanes = stream.lanes(lanes)
+    run = _response_program(model.forward, unit.layer, lanes)
+    shared = (devices.replicated(model.params), unit.channel, unit.position or ())
     found = [
-        np.asarray(run(params, unit.channel, unit.position or (), padded(rows, width)))[: len(rows)]
-        for rows in batches
+        stream.rows(out, rows.stop - rows.start)
+        for rows, out in stream.calls(run, shared, images, lanes)
     ]
     return np.concatenate(found) if found else np.empty(0, np.float32)
 
 
 @functools.lru_cache(maxsize=8)
-def _response_program(forward: Forward, layer: str):
-    """Jitted (params, channel, position, images) -> responses, on all devices."""
+def _response_program(forward: Forward, layer: str, lanes: int):
+    """A `stream.program`: (params, channel, position), images -> responses."""
 
     def shard(params, channel, position, images):
         x = record(forward, params, images, [layer])[layer]
@@ -131,7 +130,7 @@ def _response_program(forward: Forward, layer: str):
             x = jnp.take(x, place, axis=1)
         return jnp.take(x.mean(tuple(range(1, x.ndim - 1))), channel, axis=-1)
 
-    return devices.on_every_device(shard, shared=3)
+    return stream.program(shard, 3, lanes)
 
 
 def compare(
@@ -139,7 +138,7 @@ def compare(
     images: Float[np.ndarray, "n h w c"],
     known: Features,
     *,
-    lanes: int = 8,
+    lanes: int | None = None,
 ) -> dict[str, Float[np.ndarray, "n m"]]:
     """Similarity of every image with every known vector, per layer; keeps no vector of theirs.
 
@@ -149,7 +148,7 @@ def compare(
         model: the network.
         images: in [0, 1], of the model's input size.
         known: features of m images; its layers and settings are used.
-        lanes: images per device and program.
+        lanes: images that a device takes at a time; as in `collect`.
 
     Returns:
         In [-1, 1]; NaN where either vector has no direction.
@@ -161,8 +160,8 @@ def compare(
     held = _held(known.vectors)
     found = {v: np.empty((len(images), len(known.vectors[v])), np.float32) for v in layers}
     waiting = []
+    width = stream.width(stream.lanes(lanes))
     for rows, part in _stream(model, images, layers, known.settings, lanes, responses=False):
-        width = jax.local_device_count() * lanes
         units = {layer: padded(unit_rows(v), width) for layer, v in part.vectors.items()}
         waiting.append((rows, _products()(units, held)))  # JAX computes while the loop goes on
     for rows, products in waiting:
@@ -177,7 +176,7 @@ def _stream(
     images: Float[np.ndarray, "n h w c"],
     layers: Sequence[str],
     settings: Settings,
-    lanes: int,
+    lanes: int | None,
     *,
     responses: bool = True,
 ) -> Iterator[tuple[slice, Features]]:
@@ -187,34 +186,23 @@ def _stream(
     """
     _require(model, images, settings)
     devices.start()
-    width = jax.local_device_count() * lanes
-    run = _program(model.forward, tuple(layers), settings.variant, responses)
-    params, picks = devices.replicated((model.params, _subsets(model, layers, settings)))
-    batches = [slice(start, start + width) for start in range(0, len(images), width)]
-    started = (run(params, picks, padded(images[rows], width)) for rows in batches)
+    lanes = stream.lanes(lanes)
+    run = _program(model.forward, tuple(layers), settings.variant, responses, lanes)
+    shared = devices.replicated((model.params, _subsets(model, layers, settings)))
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for rows, out in zip(batches, _one_ahead(started), strict=True):
-            yield rows, _reduced(out, len(images[rows]), settings, pool)
-
-
-def _one_ahead(started: Iterator[Any]) -> Iterator[Any]:
-    """Each item only once its next exists: JAX computes the one while the host has the other."""
-    item = next(started, None)
-    while item is not None:
-        following = next(started, None)
-        yield item
-        item = following
+        for rows, out in stream.calls(run, shared, images, lanes):
+            yield rows, _reduced(out, rows.stop - rows.start, settings, pool)
 
 
 def _reduced(out, count: int, settings: Settings, pool: ThreadPoolExecutor) -> Features:
-    """The first `count` rows of a program's output; layers are ranked side by side."""
+    """What a program made of `count` images; layers are ranked side by side."""
 
     def reduce(layer: str):
-        return kept(np.asarray(out[layer])[:count], settings.metric)
+        return np.concatenate([kept(x, settings.metric) for x in stream.parts(out[layer], count)])
 
     means, out = out
     vectors = dict(zip(out, pool.map(reduce, out), strict=True))
-    return Features({v: np.asarray(x)[:count] for v, x in means.items()}, vectors, settings)
+    return Features({v: stream.rows(x, count) for v, x in means.items()}, vectors, settings)
 
 
 def _empty(model: Model, count: int, layers: Sequence[str], settings: Settings) -> Features:
@@ -237,8 +225,8 @@ def padded(rows: Num[np.ndarray, "n ..."], count: int) -> Num[np.ndarray, "m ...
 
 
 @functools.lru_cache(maxsize=8)
-def _program(forward: Forward, layers: tuple[str, ...], variant: str, responses: bool):
-    """Jitted (params, picks, images) -> (channel responses, features) by layer, on all devices."""
+def _program(forward: Forward, layers: tuple[str, ...], variant: str, responses: bool, lanes: int):
+    """A `stream.program`: (params, picks), images -> (channel responses, features) by layer."""
 
     def shard(params, picks, images):
         means, features = {}, {}
@@ -250,7 +238,7 @@ def _program(forward: Forward, layers: tuple[str, ...], variant: str, responses:
                 means[layer] = mean
         return means, features
 
-    return devices.on_every_device(shard, shared=2)
+    return stream.program(shard, 2, lanes)
 
 
 def _picked(flat: Float[Array, "n d"], places: Int[Array, " k"]) -> Float[Array, "n k"]:
