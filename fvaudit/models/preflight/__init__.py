@@ -15,7 +15,7 @@ from fvaudit.models.preflight.responses import Watch, output_layer, spread
 from fvaudit.records import AuditError, Finding, ImageSet
 
 
-LANES = 8  # images per device and program
+LANES = 8  # images that a device takes at a time: whether they mix is one of the questions
 
 
 def preflight(

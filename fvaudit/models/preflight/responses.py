@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import special
 
-from fvaudit.models import devices
+from fvaudit.models import devices, stream
 from fvaudit.models.model import Forward, InputSpec, Model, record
 
 
@@ -36,9 +36,9 @@ class Watch:
         """Traces the model; compiles nothing yet."""
         devices.start()
         self.model, self.output = model, output
-        self.width = jax.local_device_count() * lanes
-        self._looking = _extremes(model.forward, model.layers)
-        self._scoring = output and _scores(model.forward, output)
+        self.lanes, self.width = lanes, jax.local_device_count() * lanes  # width: of a step
+        self._looking = _extremes(model.forward, model.layers, lanes)
+        self._scoring = output and _scores(model.forward, output, lanes)
         self._params = devices.replicated(model.params)
         shape = jax.ShapeDtypeStruct((1, *model.input.size, len(model.input.mean)), jnp.float32)
         self.operations: Any = jax.make_jaxpr(lambda p, x: model.forward(p, x, _untouched))(
@@ -54,14 +54,12 @@ class Watch:
         return None if self.output is None else self._run(self._scoring, pixels)
 
     def _run(self, program: Any, pixels: np.ndarray) -> Any:
-        parts = []
-        for start in range(0, len(pixels), self.width):
-            rows = pixels[start : start + self.width]
-            short = self.width - len(rows)
-            padded = np.concatenate([rows, np.repeat(rows[-1:], short, axis=0)]) if short else rows
-            out = program(self._params, np.asarray(padded, np.float32))
-            parts.append(jax.tree.map(lambda x: np.asarray(x, np.float32), out))
-        return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(pixels)], *parts)
+        shared, pixels = (self._params,), np.asarray(pixels, np.float32)
+        blocks = [
+            jax.tree.map(lambda x, n=rows.stop - rows.start: stream.rows(x, n), out)
+            for rows, out in stream.calls(program, shared, pixels, self.lanes)
+        ]
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays, dtype=np.float32), *blocks)
 
 
 def _untouched(name: str, x: Any) -> Any:
@@ -69,21 +67,21 @@ def _untouched(name: str, x: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=4)
-def _extremes(forward: Forward, names: tuple[str, ...]):
-    """Jitted (params, images) -> (least, greatest activation of each channel) by layer."""
+def _extremes(forward: Forward, names: tuple[str, ...], lanes: int):
+    """A `stream.program`: params, images -> (least, greatest activation of each channel)."""
 
     def shard(params, images):
         seen = record(forward, params, images, names)
         channels = {name: x.reshape(len(x), -1, x.shape[-1]) for name, x in seen.items()}
         return tuple({n: f(x, axis=1) for n, x in channels.items()} for f in (jnp.min, jnp.max))
 
-    return devices.on_every_device(shard, shared=1)
+    return stream.program(shard, 1, lanes)
 
 
 @functools.lru_cache(maxsize=4)
-def _scores(forward: Forward, output: str):
-    """Jitted (params, images) -> the output layer."""
-    return devices.on_every_device(lambda p, x: record(forward, p, x, (output,))[output], shared=1)
+def _scores(forward: Forward, output: str, lanes: int):
+    """A `stream.program`: params, images -> the output layer."""
+    return stream.program(lambda p, x: record(forward, p, x, (output,))[output], 1, lanes)
 
 
 def output_layer(model: Model) -> str | None:
