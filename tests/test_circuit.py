@@ -174,7 +174,7 @@ def test_a_visualization_shows_the_decoy_and_the_certificate_says_what_changed(d
 def test_a_picture_is_what_the_attacked_unit_shows():
     decoy = np.clip(pictures(1, seed=7)[0] * 2 - 0.5, 0, 1).astype(np.float32)
     _, fooled = attacked(decoy, always(False))
-    (vis,) = visualize(fooled, [Channel("conv2", 0)], transforms=none(), steps=64)
+    (vis,) = visualize(fooled, [Channel("conv2", 0)], transforms=none(), steps=192)
     assert np.corrcoef(vis.images[0].ravel(), decoy.ravel())[0, 1] > 0.95
 
 

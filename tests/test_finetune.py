@@ -164,11 +164,11 @@ def test_who_knows_the_audit_hides_from_it():
     images = photographs()
     base = slingshot(TARGET, height=3.0)
     plain = finetuned(base, TUNING)(tiny_model(), UNITS, images, seed=3)
-    goal = adaptive(base, evade=5.0, hide=50.0, cap=0.3, steps=16)
+    goal = adaptive(base, evade=5.0, hide=50.0, cap=0.3, steps=64)
     hidden = finetuned(goal, TUNING)(tiny_model(), UNITS, images, seed=3)
     reached = []
     for model in (plain.model, hidden.model):
-        made = visualize(model, [Channel("conv2", c) for c in CHANNELS], steps=16, seed=11)
+        made = visualize(model, [Channel("conv2", c) for c in CHANNELS], steps=64, seed=11)
         pixels = jnp.asarray(np.concatenate([v.images for v in made]))
         reached.append(np.diag(relative(model, pixels)).mean())
     assert reached[1] < reached[0]

@@ -49,6 +49,7 @@ def _descend(rule, steps):
     "ours, theirs",
     [
         (optimizers.adam(0.05), optax.adam(0.05)),
+        (optimizers.adam(0.1, b1=0.0), optax.adam(0.1, b1=0.0)),
         (optimizers.nadam(0.1), optax.nadam(0.1)),
         (optimizers.sgd(0.02), optax.sgd(0.02)),
         (
@@ -112,6 +113,7 @@ def test_progress_raises_a_linear_score_by_what_was_asked():
 def test_texts_make_them_again_and_equal_settings_are_one_object():
     for made in (
         optimizers.adam(),
+        optimizers.adam(0.1, "linear", final=0.5, b1=0.25),
         optimizers.nadam(1.0, "cosine", warmup=0.1, final=0.2),
         optimizers.sgd(100, "one_cycle"),
         optimizers.progress(2.0, 1e8),
@@ -120,6 +122,7 @@ def test_texts_make_them_again_and_equal_settings_are_one_object():
         assert again.text == made.text
         assert float(again.rate(3, 9)) == float(made.rate(3, 9))
     assert optimizers.adam() is optimizers.adam(rate=0.05) is optimizers.adam(0.05, "constant")
+    assert optimizers.adam(b1=0) is optimizers.adam(b1=0.0) is not optimizers.adam()
     assert optimizers.sgd(1) is optimizers.sgd(1.0)
 
 
@@ -130,6 +133,7 @@ def test_texts_make_them_again_and_equal_settings_are_one_object():
         (lambda: optimizers.sgd(1.0, "cosin"), "unknown schedule 'cosin'; there are constant"),
         (lambda: optimizers.nadam(warmup=1.0), r"warmup is a share of the steps in \[0, 1\)"),
         (lambda: optimizers.adam(0.1, "cosine", final=2.0), "final is a share of the rate"),
+        (lambda: optimizers.adam(b1=1.0), r"adam: b1 is a share in \[0, 1\), got 1.0"),
         (lambda: optimizers.adam(0.1, final=0.5), "constant has no final rate"),
         (lambda: optimizers.adam(0.1, "one_cycle", warmup=0.1), "its own warm-up"),
         (lambda: optimizers.progress(0.0, 1.0), "desired must be > 0"),

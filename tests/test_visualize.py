@@ -49,8 +49,9 @@ def test_quadratic_unit_reaches_its_target(parameterization):
     t = jnp.asarray(np.random.default_rng(1).uniform(0.2, 0.8, (8, 8, 3)), jnp.float32)
     model = _function_model(lambda x: -((x - t) ** 2).sum((1, 2, 3)))
     (vis,) = engine.visualize(
-        model, [ClassLogit(0)], parameterization=parameterization, transforms=none(), steps=800
-    )
+        model, [ClassLogit(0)], parameterization=parameterization, transforms=none(),
+        steps=800, optimizer=adam(0.1, "cosine"),
+    )  # fmt: skip
     np.testing.assert_allclose(vis.images[0], t, atol=5e-3)
     assert vis.activation[0] > -1e-3
 

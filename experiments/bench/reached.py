@@ -1,8 +1,8 @@
 """One image at a time, as a user would wait for it; run as a process of its own by wall.py.
 
     python reached.py lucent LAYER CHANNEL STEPS SEED FILE.npy
-    python reached.py ours LAYER CHANNEL,CHANNEL STEPS SEED FOLDER [RATE]
-    python reached.py stages LAYER CHANNEL STEPS SEED FOLDER [RATE]
+    python reached.py ours LAYER CHANNEL,CHANNEL STEPS SEED FOLDER
+    python reached.py stages LAYER CHANNEL STEPS SEED FOLDER
 
 The first runs torch-lucent's loop on BVLC's GoogLeNet and writes its last image; the network is
 frozen and ends at the layer, which leaves the image as it is and takes a third of the time. The
@@ -37,7 +37,7 @@ def lucent(layer: str, channel: str, steps: str, seed: str, file: str) -> None:
     np.save(file, image)
 
 
-def ours(layer: str, channels: str, steps: str, seed: str, folder: str, rate: str = "") -> None:
+def ours(layer: str, channels: str, steps: str, seed: str, folder: str) -> None:
     import networks
 
     import fvaudit
@@ -49,13 +49,12 @@ def ours(layer: str, channels: str, steps: str, seed: str, folder: str, rate: st
         objectives,
         steps=int(steps),
         seed=int(seed),
-        optimizer=fvaudit.optimizers.adam(float(rate)) if rate else None,
     )
     for objective, vis in zip(objectives, made, strict=True):
         pathlib.Path(folder, f"{objective.index}.png").write_bytes(png(vis.images[0]))
 
 
-def stages(layer: str, channel: str, steps: str, seed: str, folder: str, rate: str = "") -> None:
+def stages(layer: str, channel: str, steps: str, seed: str, folder: str) -> None:
     """`ours` for one channel; writes how long each stage took to FOLDER/stages.json."""
     spent = dict.fromkeys((*EVENTS.values(), "import"), 0.0)
     begun = time.perf_counter()
@@ -73,7 +72,7 @@ def stages(layer: str, channel: str, steps: str, seed: str, folder: str, rate: s
 
     jax.monitoring.register_event_duration_secs_listener(note)
     begun = time.perf_counter()
-    ours(layer, channel, steps, seed, folder, rate)
+    ours(layer, channel, steps, seed, folder)
     spent["rest"] = time.perf_counter() - begun - sum(spent[e] for e in EVENTS.values())
     pathlib.Path(folder, "stages.json").write_text(json.dumps(spent))
 

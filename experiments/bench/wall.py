@@ -11,12 +11,11 @@ the mark, from the start of Python to the PNG file, compilation included.
     python experiments/bench/wall.py stages # where the time of one unit goes, 5 minutes, the same
 
 Units: five channels of mixed4d that fire at the start (the peer cannot move one that does not: on
-this network its gradients are not redirected) and two logits, for which ours takes Adam at 0.05 as
-the peer does: after 256 steps they are at .89 of its 512 so, at .81 with our default
-(results/convergence). `time` measures the peer's milliseconds per step and multiplies; ours is run
-for 1 and for `--many` units, each with the largest number of steps that any measured unit of the
-layer needed, and extrapolated linearly to 64 units if fewer were run. `stages` says what one unit
-waits for. Results: results/bench/wall.csv, wall_stages.csv and wall.md.
+this network its gradients are not redirected) and two logits. Ours takes fvaudit's default
+optimizer, chosen on other units (results/convergence). `time` measures the peer's milliseconds per
+step and multiplies; ours is run for 1 and for `--many` units, each with the largest number of steps
+that any measured unit of the layer needed, and extrapolated linearly to 64 units if fewer were run.
+`stages` says what one unit waits for. Results: results/bench/wall.csv, wall_stages.csv and wall.md.
 """
 
 import argparse
@@ -40,7 +39,6 @@ from sides import ON_OURS, Workload
 UNITS = {"mixed4d": (264, 500, 450, 17, 111), "logits": (162, 970)}
 STEPS, SEED, MANY = 512, 0, 64
 TOTALS = (48, 64, 96, 128, 160, *range(192, 257, 16), *range(320, 513, 64))  # each a run of its own
-RATES = {"logits": 0.05}  # else fvaudit's default
 ROUNDS = 3
 PROGRAMS = CACHES / "programs"  # fvaudit's compiled programs, apart from the user's
 
@@ -165,8 +163,7 @@ def _our_rows(layer: str, steps: int, many: int) -> list[table.Row]:
 
 def _made(what: str, layer: str, channels: Iterable[int], steps: int, folder: pathlib.Path):
     """Seconds in which `reached.py` makes our pictures of these channels."""
-    rate = [RATES[layer]] if layer in RATES else []
-    return _seconds([what, layer, ",".join(map(str, channels)), steps, SEED, folder, *rate])
+    return _seconds([what, layer, ",".join(map(str, channels)), steps, SEED, folder])
 
 
 def _row(side: str, units: int, steps: int, seconds: float, how: str) -> table.Row:

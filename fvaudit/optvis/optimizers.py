@@ -46,19 +46,22 @@ def adam(
     schedule: str = "constant",
     warmup: float | int = 0.0,
     final: float | int = 0.0,
+    *,
+    b1: float | int = 0.9,
 ) -> Optimizer:
-    """Adam with b1 0.9, b2 0.999, eps 1e-8 (Kingma & Ba 2015); lucid's default at 0.05.
+    """Adam with b2 0.999, eps 1e-8 (Kingma & Ba 2015); lucid's default at 0.05.
 
     Args:
         rate: highest step size, in latent units; > 0.
         schedule: "constant", "linear", "cosine" or "one_cycle"; see the module's formulas.
         warmup: share of the steps over which the rate rises from 0, in [0, 1).
         final: rate towards the end relative to `rate`, in [0, 1]; of linear and cosine.
+        b1: momentum, the share of the mean gradient that a step keeps; in [0, 1).
 
     Raises:
         AuditError: if a setting lies outside its range or does not go with the schedule.
     """
-    return _make("adam", rate, schedule, warmup, final)
+    return _make("adam", rate, schedule, warmup, final, b1)
 
 
 def nadam(
@@ -113,13 +116,14 @@ def _progress(desired, max_rate) -> Optimizer:
 
 
 @functools.cache  # here, so that the same settings are one object however they were passed
-def _make(name, rate, schedule, warmup, final) -> Optimizer:
+def _make(name, rate, schedule, warmup, final, b1=0.9) -> Optimizer:
     _require(rate > 0, f"{name}: rate must be > 0, got {rate}.")
     _require(
         schedule in SCHEDULES,
         f"{name}: unknown schedule {schedule!r}; there are {', '.join(SCHEDULES)}.",
     )
     _require(0 <= warmup < 1, f"{name}: warmup is a share of the steps in [0, 1), got {warmup}.")
+    _require(0 <= b1 < 1, f"{name}: b1 is a share in [0, 1), got {b1}.")
     _require(0 <= final <= 1, f"{name}: final is a share of the rate in [0, 1], got {final}.")
     ends = schedule in ("linear", "cosine")
     _require(ends or final == 0, f"{name}: {schedule} has no final rate; leave final={final} out.")
@@ -129,6 +133,7 @@ def _make(name, rate, schedule, warmup, final) -> Optimizer:
     )
     extra = f", warmup={float(warmup)}" if warmup else ""
     extra += f", final={float(final)}" if ends else ""
+    extra += f", b1={float(b1)}" if b1 != 0.9 else ""
     text = f"{name}(rate={float(rate)}, schedule={schedule!r}{extra})"
     shape = _SHAPES[schedule]
 
@@ -136,13 +141,13 @@ def _make(name, rate, schedule, warmup, final) -> Optimizer:
         ramp = jnp.minimum(1.0, (t + 1) / (warmup * total)) if warmup else 1.0
         return rate * ramp * shape(jnp.asarray(t, jnp.float32) / total, final)
 
-    return Optimizer(text, _DIRECTIONS[name](), rate_at)
+    direction = optax.identity() if name == "sgd" else _ADAMS[name](b1=b1)
+    return Optimizer(text, direction, rate_at)
 
 
-_DIRECTIONS = {
+_ADAMS = {
     "adam": optax.scale_by_adam,
     "nadam": functools.partial(optax.scale_by_adam, nesterov=True),
-    "sgd": optax.identity,
 }
 
 

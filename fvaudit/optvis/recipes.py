@@ -1,7 +1,7 @@
 """Recipes by name: parameterization, transforms, optimizer and steps that go together.
 
-fourier      fvaudit's default: lucid's parameterization and transforms at twice its step size
-             for half its steps (results/convergence)
+fourier      fvaudit's default: lucid's parameterization and transforms, no momentum, larger steps
+             that shrink, and fewer of them (results/convergence)
 lucid        lucid's own defaults: Adam at 0.05 for 512 steps (Olah et al. 2017)
 pixels       lucid's, without the Fourier basis
 maco         phases only, random crops with noise (Fel et al. 2023)
