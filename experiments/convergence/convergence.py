@@ -4,7 +4,7 @@ Claim: in 192 steps, Adam without momentum (b1 = 0), its step size falling from 
 more than with momentum (b1 = 0.9) at a constant 0.1 in 256: 95 % of what lucid's 512 steps of
 Adam(0.05) reach, against 92 % (GoogLeNet, median of 12 units, one seed); 94 against 93 % on
 EfficientNet-Lite0. It is fvaudit's default. Below 512 steps momentum costs activation nearly
-everywhere: transforms are drawn anew in every step, and a mean of gradients is one of other pictures.
+everywhere: transforms are drawn anew in every step; a mean of gradients is one of other pictures.
 With momentum, steps that fall along a cosine, and a constant 0.2, reach less from 64 steps on.
 
 For every unit, setting and number of steps: the activation of the final image, untransformed,
