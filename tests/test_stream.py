@@ -6,6 +6,7 @@ import pytest
 
 from fvaudit.evidence.activations import collect
 from fvaudit.models import devices, stream
+from fvaudit.records import AuditError
 from tests.tiny import pictures, tiny_model
 
 
@@ -39,6 +40,11 @@ def test_a_few_images_are_shared_by_all_devices_and_cost_their_own_steps(count):
     reached = (np.asarray(out) != 0).all(1).reshape(jax.local_device_count(), -1)
     assert (reached.sum(1) == -(-count // jax.local_device_count())).all()
     assert sum(map(len, stream.parts(out, count))) == count
+
+
+def test_no_lanes_are_refused():
+    with pytest.raises(AuditError, match="at least 1 image a device and step, got 0"):
+        collect(tiny_model(), pictures(1), ["conv1"], lanes=0)
 
 
 def test_no_images_are_no_calls():

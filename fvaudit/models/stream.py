@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Num
 
 from fvaudit.models import devices
+from fvaudit.records import AuditError
 
 
 LANES = 16  # images of a step on a GPU, where one image leaves most of it idle
@@ -23,8 +24,16 @@ STEPS = 4  # of one call at least, on machines with many devices
 
 
 def lanes(given: int | None) -> int:
-    """Images of a device in a step: as given, else 1 on a CPU and `LANES` elsewhere."""
-    return given or (1 if jax.default_backend() == "cpu" else LANES)
+    """Images of a device in a step: as given, else 1 on a CPU and `LANES` elsewhere.
+
+    Raises:
+        AuditError: if fewer than 1 are given.
+    """
+    if given is None:
+        return 1 if jax.default_backend() == "cpu" else LANES
+    if given < 1:
+        raise AuditError(f"lanes must be at least 1 image a device and step, got {given}.")
+    return given
 
 
 def width(lanes: int) -> int:
