@@ -43,7 +43,7 @@ def main() -> fv.Model:
     noise = jnp.asarray(np.random.default_rng(0).random((8, 32, 32, 3), np.float32))
     of_noise = model.activations(noise, ["conv2"])["conv2"].mean((1, 2))
     unit = int(of_noise.mean(0).argmax())
-    vis = fv.visualize(model, [fv.Channel("conv2", unit)], steps=32, seed=0)[0]
+    vis = fv.visualize(model, [fv.Channel("conv2", unit)], steps=64, seed=0)[0]
     print(f"layers {model.layers}, trunk {model.trunk}")
     print(f"conv2:{unit} reaches {vis.activation[0]:.3f}; of noise {of_noise[:, unit].max():.3f}")
     return model
