@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fvaudit.models import devices
 from fvaudit.models.model import InputSpec, Model, layer_shapes
 from fvaudit.optvis import render as batches
 from fvaudit.optvis import visualize as engine
@@ -218,4 +219,4 @@ def test_the_width_of_a_program_depends_on_device_and_lanes_alone(monkeypatch):
     here = jax.local_device_count()
     assert batches.width(None) == here and batches.width(3) == 3 * here
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert batches.width(None) == batches.LANES * here and batches.width(1) == here
+    assert batches.width(None) == devices.LANES * here and batches.width(1) == here

@@ -7,7 +7,7 @@
     variants   --max-features 1000000 --images 100               all features of every layer
                --pairs                                           also what an audit does: natural
                                                                  vectors kept, and all their pairs
-    expected   results/bench/path.csv
+    expected   results/bench/zen/path.csv (an AMD EPYC)
 
 All sides run in this process, block of images by block of images in turn. The bare passes take
 `--batch` images a device and call. A second bare side runs like ours, in steps of one image within
@@ -108,12 +108,8 @@ def _options() -> argparse.Namespace:
 
 def _bare(model: Model, lanes: int):
     """Forward passes of images that keep the last layer alone, one batch ahead of the host."""
-    last = model.trunk[-1]
-
-    def shard(params, images):
-        return record(model.forward, params, images, [last])[last]
-
-    run, params = devices.on_every_device(shard, shared=1), devices.replicated(model.params)
+    run = devices.on_every_device(_last_layer(model), shared=1)
+    params = devices.replicated(model.params)
     width = jax.local_device_count() * lanes
 
     def bare(images):
@@ -131,18 +127,17 @@ def _bare(model: Model, lanes: int):
 
 def _bare_in_steps(model: Model):
     """The same, as fvaudit streams images."""
+    run, shared = stream.program(_last_layer(model), 1, 1), (devices.replicated(model.params),)
+    return lambda images: stream.whole(run, shared, images, 1)
+
+
+def _last_layer(model: Model):
     last = model.trunk[-1]
 
     def shard(params, images):
         return record(model.forward, params, images, [last])[last]
 
-    run, shared = stream.program(shard, 1, 1), (devices.replicated(model.params),)
-
-    def bare(images):
-        for rows, out in stream.calls(run, shared, images, 1):
-            stream.rows(out, rows.stop - rows.start)
-
-    return bare
+    return shard
 
 
 def _blurred_noise(count: int, model: Model) -> np.ndarray:

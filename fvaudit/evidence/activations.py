@@ -110,14 +110,12 @@ def responses(
     model.require_unit(unit)
     _require(model, images, Settings())
     devices.start()
-    lanes = stream.lanes(lanes)
+    if not len(images):
+        return np.empty(0, np.float32)
+    lanes = devices.lanes(lanes)
     run = _response_program(model.forward, unit.layer, lanes)
     shared = (devices.replicated(model.params), unit.channel, unit.position or ())
-    found = [
-        stream.rows(out, rows.stop - rows.start)
-        for rows, out in stream.calls(run, shared, images, lanes)
-    ]
-    return np.concatenate(found) if found else np.empty(0, np.float32)
+    return stream.whole(run, shared, images, lanes)
 
 
 @functools.lru_cache(maxsize=8)
@@ -160,7 +158,7 @@ def compare(
     held = _held(known.vectors)
     found = {v: np.empty((len(images), len(known.vectors[v])), np.float32) for v in layers}
     waiting = []
-    width = stream.width(stream.lanes(lanes))
+    width = stream.width(devices.lanes(lanes))
     for rows, part in _stream(model, images, layers, known.settings, lanes, responses=False):
         units = {layer: padded(unit_rows(v), width) for layer, v in part.vectors.items()}
         waiting.append((rows, _products()(units, held)))  # JAX computes while the loop goes on
@@ -186,23 +184,23 @@ def _stream(
     """
     _require(model, images, settings)
     devices.start()
-    lanes = stream.lanes(lanes)
+    lanes = devices.lanes(lanes)
     run = _program(model.forward, tuple(layers), settings.variant, responses, lanes)
     shared = devices.replicated((model.params, _subsets(model, layers, settings)))
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for rows, out in stream.calls(run, shared, images, lanes):
-            yield rows, _reduced(out, rows.stop - rows.start, settings, pool)
+            yield rows, _reduced(out, rows, settings, pool)
 
 
-def _reduced(out, count: int, settings: Settings, pool: ThreadPoolExecutor) -> Features:
-    """What a program made of `count` images; layers are ranked side by side."""
+def _reduced(out, rows: slice, settings: Settings, pool: ThreadPoolExecutor) -> Features:
+    """What a program made of these images; layers are ranked side by side."""
 
     def reduce(layer: str):
-        return np.concatenate([kept(x, settings.metric) for x in stream.parts(out[layer], count)])
+        return np.concatenate([kept(x, settings.metric) for x in stream.parts(out[layer], rows)])
 
     means, out = out
     vectors = dict(zip(out, pool.map(reduce, out), strict=True))
-    return Features({v: stream.rows(x, count) for v, x in means.items()}, vectors, settings)
+    return Features({v: stream.rows(x, rows) for v, x in means.items()}, vectors, settings)
 
 
 def _empty(model: Model, count: int, layers: Sequence[str], settings: Settings) -> Features:

@@ -5,6 +5,7 @@ of a forward pass on a CPU that is a third of the time. The steps of one call us
 One image a step is as fast there as eight, and its features cannot depend on its neighbours.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,25 +16,10 @@ from jax import lax
 from jaxtyping import Num
 
 from fvaudit.models import devices
-from fvaudit.records import AuditError
 
 
-LANES = 16  # images of a step on a GPU, where one image leaves most of it idle
 IMAGES = 32  # of one call, on all devices together; more take longer to fill with what they need
 STEPS = 4  # of one call at least, on machines with many devices
-
-
-def lanes(given: int | None) -> int:
-    """Images of a device in a step: as given, else 1 on a CPU and `LANES` elsewhere.
-
-    Raises:
-        AuditError: if fewer than 1 are given.
-    """
-    if given is None:
-        return 1 if jax.default_backend() == "cpu" else LANES
-    if given < 1:
-        raise AuditError(f"lanes must be at least 1 image a device and step, got {given}.")
-    return given
 
 
 def width(lanes: int) -> int:
@@ -74,7 +60,7 @@ def calls(
     images: Num[np.ndarray, "n ..."],
     lanes: int,
 ) -> Iterator[tuple[slice, Any]]:
-    """Calls a `program` on block after block; yields which rows it took, and its arrays.
+    """Calls a `program` on block after block; yields which images it took, and its arrays.
 
     Each comes once the next was called: JAX computes the one while the host has the other. A block
     that is not full costs the steps that it needs, but is no program of its own.
@@ -91,17 +77,32 @@ def calls(
         yield waiting
 
 
-def parts(array: jax.Array, count: int) -> list[Num[np.ndarray, "k ..."]]:
-    """The rows of a block of `count` images, in order, by device; not copied on a CPU."""
+def whole(
+    program: Callable[..., Any],
+    shared: tuple[Any, ...],
+    images: Num[np.ndarray, "n ..."],
+    lanes: int,
+) -> Any:
+    """What `calls` make of all images, of which there is at least one: arrays with a row each."""
+    blocks = [
+        jax.tree.map(functools.partial(rows, block=block), out)
+        for block, out in calls(program, shared, images, lanes)
+    ]
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *blocks)
+
+
+def rows(array: jax.Array, block: slice) -> Num[np.ndarray, "n ..."]:
+    """The rows of a block's images, in order."""
+    return np.concatenate(parts(array, block))
+
+
+def parts(array: jax.Array, block: slice) -> list[Num[np.ndarray, "k ..."]]:
+    """The same by device; not copied on a CPU."""
     shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    count = block.stop - block.start
     each = _share(count)
     left = (count - each * index for index in range(len(shards)))
     return [np.asarray(s.data)[: min(each, n)] for s, n in zip(shards, left, strict=True) if n > 0]
-
-
-def rows(array: jax.Array, count: int) -> Num[np.ndarray, "n ..."]:
-    """`parts` as one array."""
-    return np.concatenate(parts(array, count))
 
 
 def _share(count: int) -> int:
@@ -113,9 +114,8 @@ def _dealt(block: Num[np.ndarray, "n ..."], size: int) -> Num[np.ndarray, "m ...
     """Every device's share, each followed by zeros up to the device's part of `size`."""
     if len(block) == size:
         return block
-    room = np.zeros((jax.local_device_count(), size // jax.local_device_count(), *block.shape[1:]),
-                    block.dtype)  # fmt: skip
-    each = _share(len(block))
+    count, each = jax.local_device_count(), _share(len(block))
+    room = np.zeros((count, size // count, *block.shape[1:]), block.dtype)
     for index, own in enumerate(room):
         part = block[index * each : (index + 1) * each]
         own[: len(part)] = part

@@ -141,13 +141,13 @@ def _make(name, rate, schedule, warmup, final, b1=0.9) -> Optimizer:
         ramp = jnp.minimum(1.0, (t + 1) / (warmup * total)) if warmup else 1.0
         return rate * ramp * shape(jnp.asarray(t, jnp.float32) / total, final)
 
-    direction = optax.identity() if name == "sgd" else _ADAMS[name](b1=b1)
-    return Optimizer(text, direction, rate_at)
+    return Optimizer(text, _DIRECTIONS[name](b1=b1), rate_at)
 
 
-_ADAMS = {
+_DIRECTIONS = {
     "adam": optax.scale_by_adam,
     "nadam": functools.partial(optax.scale_by_adam, nesterov=True),
+    "sgd": lambda b1: optax.identity(),
 }
 
 

@@ -40,7 +40,6 @@ OPACITY = "opacity"  # and their opacity, (n, h, w, 1), where the parameterizati
 # 88 %: transforms are drawn anew in every step, and old gradients are of other pictures. Steps that
 # fall to a tenth settle what they stir up: results/convergence.
 STEPS = 192
-LANES = 16  # on a GPU: an image alone takes 2.5 times as long as with 1, each of many a sixth
 LOOK = 32  # steps between two looks at a run that somebody watches
 
 
@@ -310,9 +309,9 @@ def width(lanes: int | None) -> int:
     otherwise, and after some dozen steps that is another picture.
 
     Args:
-        lanes: sets per device; unless given 1 on a CPU, `LANES` elsewhere.
+        lanes: sets per device; as in `devices.lanes`.
     """
-    return jax.local_device_count() * (lanes or (LANES if _batched() else 1))
+    return jax.local_device_count() * devices.lanes(lanes)
 
 
 def image_key(seed: int, job: Job) -> Key[Array, ""]:

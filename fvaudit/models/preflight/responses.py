@@ -55,11 +55,8 @@ class Watch:
 
     def _run(self, program: Any, pixels: np.ndarray) -> Any:
         shared, pixels = (self._params,), np.asarray(pixels, np.float32)
-        blocks = [
-            jax.tree.map(lambda x, n=rows.stop - rows.start: stream.rows(x, n), out)
-            for rows, out in stream.calls(program, shared, pixels, self.lanes)
-        ]
-        return jax.tree.map(lambda *arrays: np.concatenate(arrays, dtype=np.float32), *blocks)
+        found = stream.whole(program, shared, pixels, self.lanes)
+        return jax.tree.map(lambda x: np.asarray(x, np.float32), found)
 
 
 def _untouched(name: str, x: Any) -> Any:
