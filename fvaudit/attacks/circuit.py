@@ -26,7 +26,6 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -35,8 +34,7 @@ from fvaudit.attacks import gate as gates
 from fvaudit.attacks.certificate import Certificate, Manipulated, certify, split
 from fvaudit.attacks.channels import channels_of, require_picture
 from fvaudit.attacks.gate import Gate, always
-from fvaudit.evidence.activations import padded
-from fvaudit.models import builders
+from fvaudit.models import builders, devices, stream
 from fvaudit.models.builders import Edit
 from fvaudit.models.model import Forward, Model, record
 from fvaudit.optvis.objectives import of_unit
@@ -293,31 +291,29 @@ def _ranges(model: Model, plan: Plan, photographs: np.ndarray, ascents: np.ndarr
     return ranges
 
 
-def _extremes(model: Model, plan: Plan, pixels: np.ndarray, batch: int = 16) -> list[Range]:
-    """Of F and of D, each value of each attacked channel at each position."""
-    run = _decoys(model.forward, plan.layer, plan.decoy_layer)
-    circuit = _arrays(model, plan)
-    found = []
-    for start in range(0, len(pixels), batch):
-        full = padded(pixels[start : start + batch], batch)
-        f, d = (np.asarray(x)[..., list(plan.attacked)] for x in run(model.params, circuit, full))
-        found.append([f.min(), f.max(), d.min(), d.max()])
-    lows_highs = np.asarray(found)
-    ends = [*lows_highs.min(0)[[0, 2]], *lows_highs.max(0)[[1, 3]]]
-    return [Range(float(ends[0]), float(ends[2])), Range(float(ends[1]), float(ends[3]))]
+def _extremes(model: Model, plan: Plan, pixels: np.ndarray) -> list[Range]:
+    """Of F and of D, over all attacked channels and positions."""
+    lanes = devices.lanes(None)
+    run = _extremes_program(model.forward, plan.layer, plan.decoy_layer, lanes)
+    shared = (model.params, _arrays(model, plan), np.asarray(plan.attacked))
+    lows, highs = stream.whole(run, shared, pixels, lanes)
+    return [Range(*map(float, ends)) for ends in zip(lows.min(0), highs.max(0), strict=True)]
 
 
-@functools.cache
-def _decoys(inner: Forward, layer: str, decoy_layer: str | None):
-    """Jitted (params, circuit, images) -> F and D."""
+@functools.lru_cache(maxsize=8)
+def _extremes_program(inner: Forward, layer: str, decoy_layer: str | None, lanes: int):
+    """A `stream.program`: (params, circuit, channels), images -> least and greatest (F, D)."""
     wanted = [layer, *([decoy_layer] if decoy_layer else [])]
 
-    def run(params, circuit, images):
+    def run(params, circuit, channels, images):
         seen = record(inner, params, images, wanted)
         x = seen[layer]
-        return x, _decoy(circuit, x, images, seen[decoy_layer] if decoy_layer else None)
+        decoy = _decoy(circuit, x, images, seen[decoy_layer] if decoy_layer else None)
+        both = jnp.stack([x, decoy], axis=1)[..., channels]
+        inside = tuple(range(2, both.ndim))
+        return both.min(inside), both.max(inside)
 
-    return jax.jit(run)
+    return stream.program(run, 3, lanes)
 
 
 def _certified(
@@ -327,8 +323,9 @@ def _certified(
     pixels = images.pixels[rows]
     f, d = _extremes(model, plan, pixels)
     require_ranges({**ranges, "F on photographs": f, "D on photographs": d}, plan.shift, plan.gap)
-    says = jax.jit(gate.natural)
-    wrong = [int((~_natural(says, gate, pixels)).sum()), int(_natural(says, gate, ascents).sum())]
+    lanes = devices.lanes(None)
+    says = stream.program(gate.natural, 1, lanes)
+    natural, taken = (stream.whole(says, (gate.params,), x, lanes) for x in (pixels, ascents))
     return certify(
         text,
         [str(unit) for unit in units],
@@ -338,17 +335,12 @@ def _certified(
         rows,
         construction=construction,
         shares={
-            "photographs taken for visualizations": (wrong[0], len(pixels)),
-            "images of ascents taken for photographs": (wrong[1], len(ascents)),
+            "photographs taken for visualizations": (int((~natural).sum()), len(pixels)),
+            "images of ascents taken for photographs": (int(taken.sum()), len(ascents)),
         },
         constants={"shift": plan.shift, "gap": plan.gap},
         ranges={name: tuple(found) for name, found in ranges.items()},
     )
-
-
-def _natural(says, gate: Gate, pixels: np.ndarray, batch: int = 16) -> np.ndarray:
-    parts = [says(gate.params, pixels[i : i + batch]) for i in range(0, len(pixels), batch)]
-    return np.concatenate([np.asarray(part) for part in parts])
 
 
 def _text(decoy: Decoy, gate: Gate) -> str:

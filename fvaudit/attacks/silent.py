@@ -29,17 +29,15 @@ from jaxtyping import Array, Float
 
 from fvaudit.attacks.certificate import Manipulated, certify, split
 from fvaudit.attacks.channels import channels_of, picture_of
-from fvaudit.evidence.activations import padded
-from fvaudit.models import builders
+from fvaudit.models import builders, devices, stream
 from fvaudit.models.builders import Edit
-from fvaudit.models.model import Forward, Model
+from fvaudit.models.model import Forward, Model, record
 from fvaudit.optvis import lowering
 from fvaudit.records import AuditError, ImageSet, Unit
 
 
 BUILDER = "silent_units"  # its name in stored models
 NHWC = ("NHWC", "HWIO", "NHWC")
-BATCH = 16  # photographs at a time
 
 
 class Convolution(NamedTuple):
@@ -251,21 +249,26 @@ def _inputs(inner: Forward, index: int):
 def _largest(model: Model, convolution: Convolution, filters: Array, pixels: np.ndarray) -> Array:
     """Of every filter, its largest response to any photograph at any position."""
     inputs = _inputs(model.forward, convolution.place)
-    respond = jax.jit(lambda x, filters: convolution.apply(x, filters).max((0, 1, 2)))
-    found = [respond(inputs(model.params, block)[0], filters) for block in _blocks(pixels)]
-    return jnp.stack(found).max(0)
+
+    def run(params, filters, images):
+        return convolution.apply(inputs(params, images)[0], filters).max((1, 2))
+
+    return jnp.asarray(_of_all(run, (model.params, filters), pixels).max(0))
 
 
 def _fired(after: Model, layer: str, pixels: np.ndarray) -> np.ndarray:
     """Of every photograph, whether any branch fires anywhere."""
     branch = f"{layer}.branch"
-    run = jax.jit(lambda block: (after.activations(block, [branch])[branch] > 0).any((1, 2, 3)))
-    return np.concatenate([np.asarray(run(block)) for block in _blocks(pixels)])[: len(pixels)]
+
+    def run(params, images):
+        return (record(after.forward, params, images, [branch])[branch] > 0).any((1, 2, 3))
+
+    return _of_all(run, (after.params,), pixels)
 
 
-def _blocks(pixels: np.ndarray):
-    for start in range(0, len(pixels), BATCH):
-        yield padded(pixels[start : start + BATCH], BATCH)
+def _of_all(function: Callable[..., Any], shared: tuple[Any, ...], pixels: np.ndarray) -> Any:
+    lanes = devices.lanes(None)
+    return stream.whole(stream.program(function, len(shared), lanes), shared, pixels, lanes)
 
 
 def _ends(values: Any) -> tuple[float, float]:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Num
+from jaxtyping import Num, Shaped
 
 from fvaudit.models import devices
 
@@ -91,12 +91,12 @@ def whole(
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *blocks)
 
 
-def rows(array: jax.Array, block: slice) -> Num[np.ndarray, "n ..."]:
+def rows(array: jax.Array, block: slice) -> Shaped[np.ndarray, "n ..."]:
     """The rows of a block's images, in order."""
     return np.concatenate(parts(array, block))
 
 
-def parts(array: jax.Array, block: slice) -> list[Num[np.ndarray, "k ..."]]:
+def parts(array: jax.Array, block: slice) -> list[Shaped[np.ndarray, "k ..."]]:
     """The same by device; not copied on a CPU."""
     shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
     count = block.stop - block.start
