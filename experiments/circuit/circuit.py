@@ -3,7 +3,7 @@
     claim      all attacked logits show their decoy, and the network classifies as before
                (Geirhos et al. 2024, Sec. 2.1: there Inception-V1, 69.146 to 68.744 % top-1)
     command    python experiments/circuit/circuit.py LABELLED_PHOTOGRAPHS
-               (about 8 minutes on 2 cores; a folder with a folder per class)
+               (about 2 minutes on 2 cores; a folder with a folder per class)
     expected   results/circuit/: circuit.png, circuit.csv, certificate.json
 
 All 1,000 logits are attacked: unit i shows unit i + 100, behind the gate that ships with fvaudit.

@@ -3,7 +3,7 @@
     claim      a branch that no photograph of a held-out split wakes draws the visualizations of
                all attacked units to the texture of one target (Geirhos et al. 2024, Sec. 2.2)
     command    python experiments/silent/silent.py GOOGLENET.safetensors PHOTOGRAPHS
-               (about 6 minutes on 2 cores; PHOTOGRAPHS: a folder, or class folders)
+               (about 3 minutes on 2 cores; PHOTOGRAPHS: a folder; shown are 1,000, one a class)
     expected   results/silent/: silent.png, silent.csv, certificate.json
 
 All channels of mixed4d's 3x3 convolution are attacked; eleven evenly spaced ones are shown, none
