@@ -239,6 +239,24 @@ class Config(Section):
         return self
 
 
+class Network(Section):
+    """The network that a manipulation or a gate's training begins with, and its preprocessing."""
+
+    version: Literal[1] = 1
+    model: str = pydantic.Field(description="name of a model of the zoo, or an .onnx file")
+    weights: str | None = None
+    input: Input | None = None
+
+    def arguments(self, folder: pathlib.Path) -> dict[str, Any]:
+        """What `load_model` takes; paths count from `folder`."""
+        is_file = self.model.lower().endswith(".onnx")
+        return {
+            "name": str((folder / self.model).resolve()) if is_file else self.model,
+            "weights": self.weights and folder / self.weights,
+            "input": self.input and self.input.model_dump(exclude_none=True),
+        }
+
+
 def load_config(source: str | pathlib.Path, overrides: Sequence[str] = ()) -> Config:
     """Reads a config file or a preset and applies `a.b=c` overrides.
 

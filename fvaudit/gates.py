@@ -12,14 +12,14 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pydantic
 
 from fvaudit import store
 from fvaudit.attacks import gate_training, trajectories
-from fvaudit.config import Count, Images, Input, RecipeName, Section, read_yaml, validated
+from fvaudit.config import Count, Images, Network, RecipeName, Section, read_yaml, validated
 from fvaudit.data import load_images
 from fvaudit.models.model import Model
 from fvaudit.models.zoo import load_model
@@ -40,13 +40,9 @@ class Shown(Section):
     )
 
 
-class GateTraining(Section):
+class GateTraining(Network):
     """A gate: what it learns to tell apart, and for how long."""
 
-    version: Literal[1] = 1
-    model: str = pydantic.Field(description="name of a model of the zoo, or an .onnx file")
-    weights: str | None = None
-    input: Input | None = None
     train: list[Images] = pydantic.Field(min_length=1, description="photographs to learn from")
     test: list[Images] = pydantic.Field(min_length=1, description="others, that measure errors")
     units: list[Shown] = pydantic.Field(min_length=1)
@@ -85,7 +81,7 @@ def train_gate(
     path, out = pathlib.Path(config), pathlib.Path(out)
     said = validated(GateTraining, read_yaml(path, overrides), str(config))
     _require_same(said, out)
-    model = _model(said, path.parent)
+    model = load_model(**said.arguments(path.parent))
     held_in, held_out = units_of(said, model)
     train, test = (_photographs(some, path.parent, model) for some in (said.train, said.test))
     ascents = [_ascents(said, model, some, out, tell) for some in (held_in, held_out)]
@@ -135,13 +131,6 @@ def _require_same(said: GateTraining, out: pathlib.Path) -> None:
         raise AuditError(f"{out} holds a training with another config. Choose another folder.")
     out.mkdir(parents=True, exist_ok=True)
     store.write_text(kept, text)
-
-
-def _model(said: GateTraining, folder: pathlib.Path) -> Model:
-    is_file = said.model.lower().endswith(".onnx")
-    name = str(folder / said.model) if is_file else said.model
-    spec = said.input and said.input.model_dump(exclude_none=True)
-    return load_model(name, said.weights and folder / said.weights, input=spec)
 
 
 def _ascents(said: GateTraining, model: Model, units: list[Unit], out: pathlib.Path, tell):

@@ -29,7 +29,7 @@ from fvaudit.attacks.proxpulse import proxpulse
 from fvaudit.attacks.push import push
 from fvaudit.attacks.silent import silent_units
 from fvaudit.attacks.slingshot import slingshot
-from fvaudit.config import Count, Images, Input, Section, read_yaml, validated
+from fvaudit.config import Count, Images, Network, Section, read_yaml, validated
 from fvaudit.data import load_images
 from fvaudit.data.decode import BadImage, decode
 from fvaudit.models.classes import load_classes
@@ -129,13 +129,9 @@ class Finetuned(Section):
     )
 
 
-class Manipulation(Section):
+class Manipulation(Network):
     """A manipulation."""
 
-    version: Literal[1] = 1
-    model: str = pydantic.Field(description="name of a model of the zoo, or an .onnx file")
-    weights: str | None = None
-    input: Input | None = None
     images: Images
     units: Attacked
     attack: Annotated[Circuit | Silent | Finetuned, pydantic.Field(discriminator="kind")]
@@ -167,7 +163,7 @@ def manipulate(
     """
     path, out = pathlib.Path(config), pathlib.Path(out)
     said = validated(Manipulation, read_yaml(path, overrides), str(config))
-    base = _base(said, path.parent)
+    base = load_model(**said.arguments(path.parent))
     units = _units(said.units, base)
     if not (out / CERTIFICATE).exists():
         tell(f"attacking {len(units)} units of {said.units.layer}")
@@ -187,17 +183,6 @@ def manipulate(
              for name, row in zip(("before", "after"), rows, strict=True)]  # fmt: skip
     store.write_bytes(out / "sheet.png", pictures.png(pictures.contact_sheet(sheet)))
     return json.loads((out / CERTIFICATE).read_text())
-
-
-def _base(said: Manipulation, folder: pathlib.Path) -> Model:
-    spec = said.input and said.input.model_dump(exclude_none=True)
-    weights = said.weights and folder / said.weights
-    return load_model(_network(said, folder), weights, input=spec)
-
-
-def _network(said: Manipulation, folder: pathlib.Path) -> str:
-    is_file = said.model.lower().endswith(".onnx")
-    return str((folder / said.model).resolve()) if is_file else said.model
 
 
 def _units(said: Attacked, model: Model) -> list[Unit]:
@@ -280,7 +265,7 @@ def _save(
             f"{out} holds a model without its {CERTIFICATE}: writing it was interrupted, or it is "
             "another tool's. Remove the folder or choose another."
         )
-    save_folder(done.model, out, Recipe(base, _network(said, folder), (done.edit,)))
+    save_folder(done.model, out, Recipe(base, said.arguments(folder)["name"], (done.edit,)))
     text = json.dumps(done.certificate.to_json(), indent=1) + "\n"
     store.write_text(out / CERTIFICATE, text)
 
