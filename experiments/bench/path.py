@@ -7,7 +7,7 @@
     variants   --max-features 1000000 --images 100               all features of every layer
                --pairs                                           also what an audit does: natural
                                                                  vectors kept, and all their pairs
-    expected   results/bench/zen/path.csv (an AMD EPYC)
+    expected   results/bench/path.csv
 
 All sides run in this process, block of images by block of images in turn. The bare passes take
 `--batch` images a device and call. A second bare side runs like ours, in steps of one image within
