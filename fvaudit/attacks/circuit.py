@@ -296,7 +296,7 @@ def _extremes(model: Model, plan: Plan, pixels: np.ndarray) -> list[Range]:
     lanes = devices.lanes(None)
     run = _extremes_program(model.forward, plan.layer, plan.decoy_layer, lanes)
     shared = (model.params, _arrays(model, plan), np.asarray(plan.attacked))
-    lows, highs = stream.whole(run, shared, pixels, lanes)
+    lows, highs = stream.whole(run, devices.replicated(shared), pixels, lanes)
     return [Range(*map(float, ends)) for ends in zip(lows.min(0), highs.max(0), strict=True)]
 
 
@@ -323,9 +323,8 @@ def _certified(
     pixels = images.pixels[rows]
     f, d = _extremes(model, plan, pixels)
     require_ranges({**ranges, "F on photographs": f, "D on photographs": d}, plan.shift, plan.gap)
-    lanes = devices.lanes(None)
-    says = stream.program(gate.natural, 1, lanes)
-    natural, taken = (stream.whole(says, (gate.params,), x, lanes) for x in (pixels, ascents))
+    seen = np.concatenate([pixels, ascents])
+    natural, taken = np.split(stream.of_all(gate.natural, (gate.params,), seen), [len(pixels)])
     return certify(
         text,
         [str(unit) for unit in units],

@@ -29,7 +29,7 @@ from jaxtyping import Array, Float
 
 from fvaudit.attacks.certificate import Manipulated, certify, split
 from fvaudit.attacks.channels import channels_of, picture_of
-from fvaudit.models import builders, devices, stream
+from fvaudit.models import builders, stream
 from fvaudit.models.builders import Edit
 from fvaudit.models.model import Forward, Model, record
 from fvaudit.optvis import lowering
@@ -253,7 +253,7 @@ def _largest(model: Model, convolution: Convolution, filters: Array, pixels: np.
     def run(params, filters, images):
         return convolution.apply(inputs(params, images)[0], filters).max((1, 2))
 
-    return jnp.asarray(_of_all(run, (model.params, filters), pixels).max(0))
+    return jnp.asarray(stream.of_all(run, (model.params, filters), pixels).max(0))
 
 
 def _fired(after: Model, layer: str, pixels: np.ndarray) -> np.ndarray:
@@ -263,12 +263,7 @@ def _fired(after: Model, layer: str, pixels: np.ndarray) -> np.ndarray:
     def run(params, images):
         return (record(after.forward, params, images, [branch])[branch] > 0).any((1, 2, 3))
 
-    return _of_all(run, (after.params,), pixels)
-
-
-def _of_all(function: Callable[..., Any], shared: tuple[Any, ...], pixels: np.ndarray) -> Any:
-    lanes = devices.lanes(None)
-    return stream.whole(stream.program(function, len(shared), lanes), shared, pixels, lanes)
+    return stream.of_all(run, (after.params,), pixels)
 
 
 def _ends(values: Any) -> tuple[float, float]:

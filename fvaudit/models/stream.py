@@ -91,6 +91,21 @@ def whole(
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *blocks)
 
 
+def of_all(
+    function: Callable[..., Any], shared: tuple[Any, ...], images: Num[np.ndarray, "n ..."]
+) -> Any:
+    """`function` of all images, of which there is at least one, in a program made for this call.
+
+    Args:
+        function: as in `program`.
+        shared: its first arguments.
+        images: its last.
+    """
+    lanes = devices.lanes(None)
+    made = program(function, len(shared), lanes)
+    return whole(made, devices.replicated(shared), images, lanes)
+
+
 def rows(array: jax.Array, block: slice) -> Shaped[np.ndarray, "n ..."]:
     """The rows of a block's images, in order."""
     return np.concatenate(parts(array, block))
