@@ -2,9 +2,10 @@
 
     claim      all attacked logits show their decoy, and the network classifies as before
                (Geirhos et al. 2024, Sec. 2.1: there Inception-V1, 69.146 to 68.744 % top-1)
-    command    python experiments/circuit/circuit.py LABELLED_PHOTOGRAPHS
+    command    python experiments/circuit/circuit.py LABELLED_PHOTOGRAPHS [RECIPE]
                (about 2 minutes on 2 cores; a folder with a folder per class)
-    expected   results/circuit/: circuit.png, circuit.csv, certificate.json
+    expected   results/circuit/: circuit.png, circuit.csv, certificate.json; with a recipe such as
+               maco, which the gate was not trained on, circuit-maco.png and circuit-maco.csv
 
 All 1,000 logits are attacked: unit i shows unit i + 100, behind the gate that ships with fvaudit.
 Shown are the paper's classes 0, 100, ..., 900, none left out. Likeness of two pictures: cosine of
@@ -30,7 +31,8 @@ OFFSET, SEED = 100, 0
 SHOWN = range(0, 1000, 100)
 
 
-def main(photographs: str) -> None:
+def main(photographs: str, recipe: str = "fourier") -> None:
+    name = "circuit" if recipe == "fourier" else f"circuit-{recipe}"
     model = fv.load_model("efficientnet_lite0")
     images = fv.load_images(photographs, model)
     attack = fv.attacks.fooling_circuit(OFFSET, gates.packaged(model.name))
@@ -40,12 +42,13 @@ def main(photographs: str) -> None:
     own = [fv.Channel("logits", c) for c in SHOWN]
     shown = [fv.Channel("logits", (c + OFFSET) % 1000) for c in SHOWN]
     rows = {
-        "original": fv.visualize(model, own, seed=SEED),
-        "attacked": fv.visualize(fooled.model, own, seed=SEED),
-        "decoy": fv.visualize(model, shown, seed=SEED),
+        "original": fv.visualize(model, own, recipe=recipe, seed=SEED),
+        "attacked": fv.visualize(fooled.model, own, recipe=recipe, seed=SEED),
+        "decoy": fv.visualize(model, shown, recipe=recipe, seed=SEED),
     }
-    _draw(rows)
-    _table(model, {name: np.stack([v.images[0] for v in row]) for name, row in rows.items()})
+    _draw(rows, OUT / f"{name}.png")
+    made = {which: np.stack([v.images[0] for v in row]) for which, row in rows.items()}
+    _table(model, made, OUT / f"{name}.csv")
     before, after = (proof[f"accuracy_{when}"]["value"] for when in ("before", "after"))
     misrouted = proof["shares"]["photographs taken for visualizations"]["value"]
     print(f"accuracy {before:.3f} -> {after:.3f}, a drop of {before - after:.4f}; misroute rate "
@@ -53,21 +56,21 @@ def main(photographs: str) -> None:
     print(json.dumps(proof["shares"], indent=1))
 
 
-def _draw(rows) -> None:
+def _draw(rows, file: pathlib.Path) -> None:
     sheet = [
         [(vis.images[0], f"{name} {vis.objective}") for vis in row] for name, row in rows.items()
     ]
     small = [[(_half(image), text) for image, text in row] for row in sheet]
-    store.write_bytes(OUT / "circuit.png", pictures.png(pictures.contact_sheet(small)))
+    store.write_bytes(file, pictures.png(pictures.contact_sheet(small)))
 
 
-def _table(model, images) -> None:
+def _table(model, images, file: pathlib.Path) -> None:
     """Likeness of pictures, and what the original's own units say of the attacked picture."""
     seen = {name: collect(model, x, ["avgpool", "logits"], variant="pooled").responses
             for name, x in images.items()}  # fmt: skip
     unit = {name: _unit(found["avgpool"]) for name, found in seen.items()}
     logits = seen["attacked"]["logits"]
-    with open(OUT / "circuit.csv", "w", newline="") as stream:
+    with open(file, "w", newline="") as stream:
         out = csv.writer(stream)
         out.writerow(["unit", "decoy", "likeness_decoy", "likeness_original",
                       "decoy_logit", "original_logit"])  # fmt: skip
