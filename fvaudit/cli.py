@@ -304,7 +304,7 @@ def init_command(
     preset: Annotated[str, typer.Option(help="which preset to start from")] = "quickstart",
 ) -> None:
     """Write a commented config to start from."""
-    from fvaudit.config import presets
+    from fvaudit.yamlfile import presets
 
     known = presets()
     if preset not in known:

@@ -1,29 +1,15 @@
-"""The config schema: YAML in, frozen pydantic models out.
+"""The config schema: what an audit may be told, as frozen pydantic models."""
 
-Unknown keys are refused with the nearest known one; nothing in a config is executed. Presets are
-plain configs that ship with the package.
-"""
-
-import difflib
-import importlib.resources
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
 
 from fvaudit.records import AuditError
-
-
-class Section(pydantic.BaseModel):
-    """Keys and values; unknown keys are refused."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
-
-
-_Valid = TypeVar("_Valid", bound=Section)
+from fvaudit.yamlfile import Section, overridden, parsed, presets, problem, read_yaml, validated
 
 
 Share = Annotated[float, pydantic.Field(gt=0, lt=1)]
@@ -271,29 +257,9 @@ def load_config(source: str | pathlib.Path, overrides: Sequence[str] = ()) -> Co
     known = presets()
     preset = path.suffix not in (".yaml", ".yml", ".json") and str(source) in known
     if preset:
-        data = overridden(_parse(known[str(source)].read_text(), str(source)), overrides)
+        data = overridden(parsed(known[str(source)].read_text(), str(source)), overrides)
         return _resolved(validate(data, str(source)), pathlib.Path())
     return _resolved(validate(read_yaml(path, overrides), str(source)), path.parent)
-
-
-def read_yaml(path: pathlib.Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Keys and values of a YAML file with `a.b=c` overrides applied; nothing is checked.
-
-    Raises:
-        AuditError: if there is no such file or it is not YAML.
-    """
-    return overridden(_parse(_read(path, presets()), str(path)), overrides)
-
-
-def overridden(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Applies `a.b=c` overrides in place.
-
-    Raises:
-        AuditError: if one has another form or names no entry of a list.
-    """
-    for override in overrides:
-        _override(data, override)
-    return data
 
 
 def input_of(overrides: Sequence[str]) -> dict[str, Any] | None:
@@ -311,15 +277,8 @@ def input_of(overrides: Sequence[str]) -> dict[str, Any] | None:
     try:
         return Input.model_validate(data["input"]).model_dump(exclude_none=True)
     except pydantic.ValidationError as error:
-        problems = "\n".join(f"  input.{_problem(e, Input)}" for e in error.errors())
+        problems = "\n".join(f"  input.{problem(e, Input)}" for e in error.errors())
         raise AuditError(f"The input is not valid:\n{problems}") from None
-
-
-def presets() -> dict[str, Any]:
-    """Names of the packaged configs and where they are."""
-    folder = importlib.resources.files("fvaudit") / "presets"
-    files = sorted(folder.iterdir(), key=lambda f: f.name)
-    return {f.name.removesuffix(".yaml"): f for f in files if f.name.endswith(".yaml")}
 
 
 def validate(data: Any, source: str) -> Config:
@@ -331,21 +290,6 @@ def validate(data: Any, source: str) -> Config:
     return validated(Config, data, source)
 
 
-def validated(section: type[_Valid], data: Any, source: str) -> _Valid:
-    """Checks what was read against a section.
-
-    Raises:
-        AuditError: with one line per problem; an unknown key is named with the nearest known one.
-    """
-    try:
-        return section.model_validate(data)
-    except pydantic.ValidationError as error:
-        problems = "\n".join(f"  {_problem(e, section)}" for e in error.errors())
-        raise AuditError(
-            f"{source} is not a valid config:\n{problems}\n`fvaudit schema` prints all keys."
-        ) from None
-
-
 def schema() -> str:
     """The JSON Schema of a config, for editors."""
     return json.dumps(Config.model_json_schema(), indent=2)
@@ -354,93 +298,6 @@ def schema() -> str:
 def dump(config: Config) -> str:
     """A config as YAML, with every default written out."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def _read(path: pathlib.Path, known: dict[str, Any]) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise AuditError(
-            f"There is no config file {path}. Give a YAML file or one of the presets: "
-            f"{', '.join(known)}. `fvaudit init` writes a commented one to start from."
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise AuditError(f"The config file {path} cannot be read: {error}.") from None
-
-
-def _parse(text: str, source: str) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise AuditError(f"{source} is not valid YAML: {error}") from None
-    if not isinstance(data, dict):
-        raise AuditError(
-            f"{source} must hold keys and values (model: ..., images: ...), got "
-            f"{type(data).__name__}."
-        )
-    return data
-
-
-def _override(data: dict[str, Any], text: str) -> None:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise AuditError(f"--set takes key=value, for example engine.steps=64; got {text!r}.")
-    *parents, last = key.split(".")
-    node: Any = data
-    for part in parents:
-        node = _child(node, part, text)
-    _assign(node, last, _parse(f"value: {value}", text)["value"], text)
-
-
-def _child(node: Any, part: str, text: str) -> Any:
-    if isinstance(node, list):
-        return node[_position(node, part, text)]
-    if not isinstance(node.get(part), dict | list):
-        node[part] = {}
-    return node[part]
-
-
-def _assign(node: Any, part: str, value: Any, text: str) -> None:
-    if isinstance(node, list):
-        node[_position(node, part, text)] = value
-    else:
-        node[part] = value
-
-
-def _position(node: list[Any], part: str, text: str) -> int:
-    if not part.isdigit() or int(part) >= len(node):
-        raise AuditError(
-            f"--set {text}: {part!r} does not number an entry of a list of {len(node)}; "
-            f"entries are 0 to {len(node) - 1}."
-        )
-    return int(part)
-
-
-def _problem(error: Any, section: Any = Config) -> str:
-    where = ".".join(map(str, error["loc"]))
-    if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(
-            str(error["loc"][-1]), _keys_beside(error["loc"], section), n=1
-        )
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return f"{where}: there is no such key{hint}"
-    got = "" if error["type"] == "missing" else f", got {error['input']!r}"
-    return f"{where or 'config'}: {error['msg'].removeprefix('Value error, ')}{got}"
-
-
-def _keys_beside(location: tuple[Any, ...], section: Any) -> list[str]:
-    """The keys that are allowed where an unknown one stood."""
-    for part in location[:-1]:
-        if isinstance(part, str) and part in section.model_fields:
-            section = _section_of(section.model_fields[part].annotation) or section
-    return list(section.model_fields)
-
-
-def _section_of(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    inner = [_section_of(a) for a in getattr(annotation, "__args__", ())]
-    return next((s for s in inner if s is not None), None)
 
 
 def _resolved(config: Config, folder: pathlib.Path) -> Config:

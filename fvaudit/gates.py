@@ -19,11 +19,12 @@ import pydantic
 
 from fvaudit import store
 from fvaudit.attacks import gate_training, trajectories
-from fvaudit.config import Count, Images, Network, RecipeName, Section, read_yaml, validated
+from fvaudit.config import Count, Images, Network, RecipeName
 from fvaudit.data import load_images
 from fvaudit.models.model import Model
 from fvaudit.models.zoo import load_model
 from fvaudit.records import AuditError, Unit
+from fvaudit.yamlfile import Section, read_yaml, validated
 
 
 GATE, RATES = "gate.safetensors", "rates.json"

@@ -29,7 +29,7 @@ from fvaudit.attacks.proxpulse import proxpulse
 from fvaudit.attacks.push import push
 from fvaudit.attacks.silent import silent_units
 from fvaudit.attacks.slingshot import slingshot
-from fvaudit.config import Count, Images, Network, Section, read_yaml, validated
+from fvaudit.config import Count, Images, Network
 from fvaudit.data import load_images
 from fvaudit.data.decode import BadImage, decode
 from fvaudit.models.classes import load_classes
@@ -40,6 +40,7 @@ from fvaudit.optvis.objectives import of_unit
 from fvaudit.optvis.recipes import recipe
 from fvaudit.optvis.render import Job, render
 from fvaudit.records import AuditError, Unit
+from fvaudit.yamlfile import Section, read_yaml, validated
 
 
 CERTIFICATE = "certificate.json"

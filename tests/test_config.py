@@ -5,8 +5,9 @@ import json
 import pytest
 import yaml
 
-from fvaudit.config import dump, load_config, presets, schema
+from fvaudit.config import dump, load_config, schema
 from fvaudit.records import AuditError
+from fvaudit.yamlfile import presets
 
 
 GOOD = {

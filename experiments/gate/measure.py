@@ -19,8 +19,8 @@ import numpy as np
 import fvaudit as fv
 from fvaudit.attacks import gate as gates
 from fvaudit.attacks import gate_training, trajectories
-from fvaudit.config import read_yaml, validated
 from fvaudit.gates import GateTraining, units_of
+from fvaudit.yamlfile import read_yaml, validated
 
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
