@@ -4,7 +4,7 @@
                three points of accuracy; how much of it survives when path similarity and
                responses are held near natural ones
     command    python experiments/detection/slingshot.py PHOTOGRAPHS
-               (6 minutes an attack on 2 cores)
+               (10 minutes an attack on 2 cores)
     expected   results/slingshot/: slingshot.csv, certificates.jsonl, survival.svg; the sheet of
                pictures in runs/slingshot
 
@@ -34,7 +34,7 @@ from fvaudit.evidence.manipulation import MEASURES, measures
 matplotlib.rcParams["svg.hashsalt"] = "fvaudit"  # the same bytes each time
 OUT, WORK = conditions.ROOT / "results" / "slingshot", conditions.ROOT / "runs" / "slingshot"
 NETWORK = conditions.NETWORKS["efficientnet_lite0"]
-UNITS, STEPS, TUNING = 6, 128, 300
+UNITS, STEPS, TUNING = 6, 128, 600
 HIDING = (0, 1)  # weights of both losses that hide; 0: the plain attack
 COLUMNS = ("hiding", "channel", "alive", "activation", "like_target", "like_original", *MEASURES)
 
