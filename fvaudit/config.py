@@ -9,7 +9,7 @@ import pydantic
 import yaml
 
 from fvaudit.records import AuditError
-from fvaudit.yamlfile import Section, overridden, parsed, presets, problem, read_yaml, validated
+from fvaudit.yamlfile import Section, overridden, parsed, presets, problems, read_yaml, validated
 
 
 Share = Annotated[float, pydantic.Field(gt=0, lt=1)]
@@ -277,8 +277,8 @@ def input_of(overrides: Sequence[str]) -> dict[str, Any] | None:
     try:
         return Input.model_validate(data["input"]).model_dump(exclude_none=True)
     except pydantic.ValidationError as error:
-        problems = "\n".join(f"  input.{problem(e, Input)}" for e in error.errors())
-        raise AuditError(f"The input is not valid:\n{problems}") from None
+        wrong = problems(error, Input, at="input.")
+        raise AuditError(f"The input is not valid:\n{wrong}") from None
 
 
 def validate(data: Any, source: str) -> Config:

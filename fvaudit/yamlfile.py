@@ -61,22 +61,10 @@ def validated(section: type[_Valid], data: Any, source: str) -> _Valid:
     try:
         return section.model_validate(data)
     except pydantic.ValidationError as error:
-        problems = "\n".join(f"  {problem(e, section)}" for e in error.errors())
         raise AuditError(
-            f"{source} is not a valid config:\n{problems}\n`fvaudit schema` prints all keys."
+            f"{source} is not a valid config:\n{problems(error, section)}\n"
+            "`fvaudit schema` prints all keys."
         ) from None
-
-
-def _read(path: pathlib.Path, known: dict[str, Any]) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise AuditError(
-            f"There is no config file {path}. Give a YAML file or one of the presets: "
-            f"{', '.join(known)}. `fvaudit init` writes a commented one to start from."
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise AuditError(f"The config file {path} cannot be read: {error}.") from None
 
 
 def parsed(text: str, source: str) -> dict[str, Any]:
@@ -95,6 +83,23 @@ def parsed(text: str, source: str) -> dict[str, Any]:
             f"{type(data).__name__}."
         )
     return data
+
+
+def problems(error: pydantic.ValidationError, section: type[Section], at: str = "") -> str:
+    """What is wrong with `section`, a line each; keys begin with `at`."""
+    return "\n".join(f"  {at}{_problem(each, section)}" for each in error.errors())
+
+
+def _read(path: pathlib.Path, known: dict[str, Any]) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise AuditError(
+            f"There is no config file {path}. Give a YAML file or one of the presets: "
+            f"{', '.join(known)}. `fvaudit init` writes a commented one to start from."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise AuditError(f"The config file {path} cannot be read: {error}.") from None
 
 
 def _override(data: dict[str, Any], text: str) -> None:
@@ -132,8 +137,7 @@ def _position(node: list[Any], part: str, text: str) -> int:
     return int(part)
 
 
-def problem(error: Any, section: type[Section]) -> str:
-    """One of pydantic's errors about `section` in words."""
+def _problem(error: Any, section: type[Section]) -> str:
     where = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(

@@ -1,7 +1,8 @@
 """Errors of a gate that ships, on visualizations made anew and with other recipes than its own.
 
     claim      the gates were trained on ascents of Adam with momentum, the default of then; they
-               hold on today's default as well (and on lucid's own recipe, which has momentum)
+               hold on today's default and on lucid's own recipe as well, and not on MACO's, whose
+               pictures have a photograph's spectrum
     command    python experiments/gate/measure.py CONFIG RECIPE ...     CONFIG: one of this folder
                (some 4 minutes a recipe on 2 cores; killed, the same command goes on)
     expected   results/gate/recipes.csv, a row for each network and recipe
