@@ -184,7 +184,7 @@ def viz_command(
         str, typer.Option(help="fourier, lucid, pixels, maco, cppn, yosinski1 to yosinski4")
     ] = "fourier",
     steps: Annotated[int | None, typer.Option(help="updates per image; the recipe's own")] = None,
-    repeats: Annotated[int, typer.Option(help="independent images per unit")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="independent images per unit")] = 1,
     seed: Annotated[int, typer.Option(help="of all random draws")] = 0,
     input_: InputFile = None,
     set_: InputKeys = None,
@@ -199,7 +199,11 @@ def viz_command(
 
     loaded = _model(model, weights, input_, set_, allow_download)
     chosen = named_recipe(recipe, loaded.input, steps=steps)
-    jobs = [Job(of_unit(Unit.parse(text)), r) for text in units for r in range(repeats)]
+    wanted = list(dict.fromkeys(map(Unit.parse, units)))
+    for unit in wanted:  # said before anything is compiled
+        loaded.require_unit(unit)
+    jobs = [Job(of_unit(unit), r) for unit in wanted for r in range(repeats)]
+    out.mkdir(parents=True, exist_ok=True)  # fails before the pictures take time, not after
     made = []
     with _progress() as listener:
         watch = _steps_shown(listener, jobs)
@@ -207,7 +211,7 @@ def viz_command(
             pictures.save(out, job, ascent, pictures.provenance(job, ascent, chosen, seed, loaded))
             made.append((job, ascent))
     pictures.save_sheet(out / "sheet.png", made, columns=repeats if repeats > 1 else 8)
-    print(f"{len(jobs)} pictures and sheet.png in {out}")
+    print(f"{len(jobs)} picture{'s' if len(jobs) > 1 else ''} and sheet.png in {out}")
     dead = [f"{job.objective} (repeat {job.repeat})" for job, ascent in made if not ascent.alive]
     if dead:
         print(f"dead, no gradient ever reached the picture: {', '.join(dead)}")

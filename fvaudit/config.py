@@ -1,6 +1,7 @@
 """The config schema: what an audit may be told, as frozen pydantic models."""
 
 import json
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -65,8 +66,8 @@ class Input(Section):
     )
 
 
-class Images(Section):
-    """Natural images."""
+class Photographs(Section):
+    """Natural images of which nothing is asked but their pixels."""
 
     source: str = pydantic.Field(
         description="folder, zip, .npz, or 'samples'; relative to the config file"
@@ -80,6 +81,20 @@ class Images(Section):
     on_bad: Literal["skip", "refuse"] = pydantic.Field(
         default="skip", description="what to do with an image that cannot be used"
     )
+
+    def arguments(self, folder: pathlib.Path) -> dict[str, Any]:
+        """What `load_images` takes; paths count from `folder`."""
+        return {
+            "spec": self.source if self.source == "samples" else folder / self.source,
+            "limit": self.limit,
+            "crops": self.crops,
+            "on_bad": self.on_bad,
+        }
+
+
+class Images(Photographs):
+    """Natural images and their classes."""
+
     labels: bool = pydantic.Field(default=True, description="whether folders name classes")
     classes: str | None = pydantic.Field(
         default=None, description="TSV (index, wnid, name) for class folders, if the model has none"
@@ -120,8 +135,12 @@ class Engine(Section):
         default=None,
         description="first steps that pass gradient through closed ReLUs; the recipe's own",
     )
-    repeats: Count = pydantic.Field(default=2, description="independent images per unit")
-    shots: Count = pydantic.Field(default=6, description="images kept of each trajectory")
+    repeats: int = pydantic.Field(
+        default=2, ge=1, le=1000, description="independent images per unit"
+    )
+    shots: int = pydantic.Field(
+        default=6, ge=1, le=1000, description="images kept of each trajectory"
+    )
     lanes: Count | None = pydantic.Field(
         default=None,
         description="images per device and program; 1 on a CPU and 16 elsewhere unless given",
@@ -145,8 +164,20 @@ class Evidence(Section):
         le=2**24,
         description="features compared per layer, a seeded subset above it",
     )
-    replicates: int = pydantic.Field(default=1000, ge=100, description="bootstrap replicates")
+    replicates: int = pydantic.Field(
+        default=1000, ge=100, le=100_000, description="bootstrap replicates"
+    )
     level: Share = pydantic.Field(default=0.95, description="confidence level of every interval")
+
+    @pydantic.model_validator(mode="after")
+    def _reaches_its_tails(self) -> "Evidence":
+        needed = math.ceil(round(2 / (1 - self.level), 6))
+        if self.replicates < needed:
+            raise ValueError(
+                f"replicates is {self.replicates}, but none of fewer than {needed} lies beyond an "
+                f"interval of level {self.level:g}; set more replicates, or a lower level"
+            )
+        return self
 
 
 class Gate(Section):
@@ -211,7 +242,10 @@ class Config(Section):
     engine: Engine = Engine()
     evidence: Evidence = Evidence()
     gates: Gates = Gates()
-    preflight: Literal["stop", "report", "off"] = pydantic.Field(
+    preflight: Annotated[
+        Literal["stop", "report", "off"],
+        pydantic.BeforeValidator(lambda said: "off" if said is False else said),  # YAML's own `off`
+    ] = pydantic.Field(
         default="stop",
         description="what problems that the doctor finds do: stop an audit, or stand in its report",
     )

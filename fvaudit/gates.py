@@ -19,7 +19,7 @@ import pydantic
 
 from fvaudit import store
 from fvaudit.attacks import gate_training, trajectories
-from fvaudit.config import Count, Images, Network, RecipeName
+from fvaudit.config import Count, Network, Photographs, RecipeName
 from fvaudit.data import load_images
 from fvaudit.models.model import Model
 from fvaudit.models.zoo import load_model
@@ -44,8 +44,10 @@ class Shown(Section):
 class GateTraining(Network):
     """A gate: what it learns to tell apart, and for how long."""
 
-    train: list[Images] = pydantic.Field(min_length=1, description="photographs to learn from")
-    test: list[Images] = pydantic.Field(min_length=1, description="others, that measure errors")
+    train: list[Photographs] = pydantic.Field(min_length=1, description="photographs to learn from")
+    test: list[Photographs] = pydantic.Field(
+        min_length=1, description="others, that measure errors"
+    )
     units: list[Shown] = pydantic.Field(min_length=1)
     recipe: RecipeName = pydantic.Field(default="fourier", description="of the visualizations")
     lanes: Count | None = pydantic.Field(
@@ -142,15 +144,9 @@ def _ascents(said: GateTraining, model: Model, units: list[Unit], out: pathlib.P
     return np.stack([trajectories.load(file) for file in files])
 
 
-def _photographs(sources: list[Images], folder: pathlib.Path, model: Model) -> np.ndarray:
+def _photographs(sources: list[Photographs], folder: pathlib.Path, model: Model) -> np.ndarray:
     """All photographs, 0..255."""
-    loaded = [
-        load_images(
-            spec.source if spec.source == "samples" else folder / spec.source,
-            model, limit=spec.limit, crops=spec.crops, on_bad=spec.on_bad, labels=False,
-        )
-        for spec in sources
-    ]  # fmt: skip
+    loaded = [load_images(model=model, labels=False, **s.arguments(folder)) for s in sources]
     return np.concatenate([np.round(255 * each.pixels).astype(np.uint8) for each in loaded])
 
 

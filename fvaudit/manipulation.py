@@ -197,14 +197,11 @@ def _attacked(
 ) -> Manipulated:
     spec = said.images
     images = load_images(
-        spec.source if spec.source == "samples" else folder / spec.source,
-        base,
-        limit=spec.limit,
-        crops=spec.crops,
-        on_bad=spec.on_bad,
+        model=base,
         classes=load_classes(folder / spec.classes) if spec.classes else None,
         labels=spec.labels,
         seed=said.seed,
+        **spec.arguments(folder),
     )
     if isinstance(said.attack, Finetuned):
         attack = _finetuned(said.attack, folder, base)

@@ -6,6 +6,7 @@ forecast of time and memory from one short timed run.
 
 import dataclasses
 import hashlib
+import pathlib
 import time
 from typing import NamedTuple
 
@@ -85,14 +86,11 @@ def natural_images(config: Config, model: Model) -> ImageSet:
     spec = config.images
     classes = load_classes(spec.classes) if spec.classes else None
     return load_images(
-        spec.source,
-        model,
-        limit=spec.limit,
-        crops=spec.crops,
-        on_bad=spec.on_bad,
+        model=model,
         classes=classes,
         labels=spec.labels,
         seed=config.seed,
+        **spec.arguments(pathlib.Path()),  # a config that was read has whole paths
     )
 
 

@@ -138,8 +138,21 @@ def test_viz_writes_pictures_and_a_sheet(call, tmp_path, monkeypatch):
 def test_viz_refuses_what_is_no_unit(call, tmp_path, monkeypatch):
     monkeypatch.setattr("fvaudit.models.zoo.load_model", lambda *_, **__: MODEL)
     for unit, message in (("conv1", "does not name a unit"), ("conv1:9", "channels 0 to 5")):
-        code, _, err = call("viz", "tiny", unit, "--out", tmp_path / "v")
+        code, out, err = call("viz", "tiny", unit, "--out", tmp_path / "v")
         assert code == 2 and message in err and not (tmp_path / "v").exists()
+        assert "compiling" not in out
+
+
+def test_viz_makes_a_unit_once_and_knows_first_where_to(call, tmp_path, monkeypatch):
+    monkeypatch.setattr("fvaudit.models.zoo.load_model", lambda *_, **__: MODEL)
+    two = ("viz", "tiny", "conv1:0", "conv1:0", "--steps", 2)
+    code, out, _ = call(*two, "--out", tmp_path / "v")
+    assert code == 0 and "1 picture and sheet.png" in out
+    (tmp_path / "file").write_text("")
+    code, out, err = call(*two, "--out", tmp_path / "file")
+    assert code == 3 and "File exists" in err and "visualize" not in out
+    code, _, err = call(*two, "--out", tmp_path / "v", "--repeats", 0)
+    assert code == 2 and "--repeats" in err
 
 
 def test_list_prints_layers_and_shapes(call, monkeypatch):

@@ -87,6 +87,14 @@ def test_overrides(write, text, where, value):
         ({"units": [{"layer": "a", "count": 1}] * 2}, "units names a layer twice"),
         ({"engine": {"steps": 0}}, "engine.steps: .*greater than or equal to 1, got 0"),
         ({"evidence": {"metric": "kendall"}}, "evidence.metric: .*'spearman'.* got 'kendall'"),
+        (
+            {"engine": {"shots": 10**9}},
+            "engine.shots: .*less than or equal to 1000, got 1000000000",
+        ),
+        (
+            {"evidence": {"level": 0.999, "replicates": 1999}},
+            "none of fewer than 2000 lies beyond an interval of level 0.999; set more replicates",
+        ),
         ({"evidence": {"level": 1.0}}, "evidence.level: .*less than 1, got 1.0"),
         ({"version": 2}, "version: .*1.*, got 2"),
         ({"seed": -1}, "seed: .*greater than or equal to 0, got -1"),
@@ -95,6 +103,17 @@ def test_overrides(write, text, where, value):
 def test_mistakes_are_named_with_what_was_got(write, change, message):
     with pytest.raises(AuditError, match=message):
         load_config(write({**GOOD, **change}))
+
+
+def test_a_level_has_as_many_replicates_as_it_needs(write):
+    for level, replicates in ((0.95, 100), (0.999, 2000)):
+        load_config(write({**GOOD, "evidence": {"level": level, "replicates": replicates}}))
+
+
+def test_yaml_reads_off_as_false(write):
+    assert load_config(write(GOOD), ["preflight=off"]).preflight == "off"
+    with pytest.raises(AuditError, match="preflight: .*'stop', 'report' or 'off', got True"):
+        load_config(write(GOOD), ["preflight=on"])
 
 
 def test_all_mistakes_are_listed_at_once(write):

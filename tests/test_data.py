@@ -303,6 +303,22 @@ def test_messages(tmp_path, folder, classes, monkeypatch):
     monkeypatch.setattr(load, "MAX_MEMORY", 5 * 16 * 16 * 3 * 4)
     with pytest.raises(AuditError, match="set limit to 5 or fewer"):
         load_images(folder, MODEL)
+    with pytest.raises(AuditError, match="of 16 x 16 pixels with 99 crops .* ask for fewer crops"):
+        load_images(folder, MODEL, crops=99)
+
+
+def test_a_picture_that_would_grow_past_all_bounds_is_bad(tmp_path):
+    """60,000 x 1 pixels are a small file, and 16 GB once their short side has 256."""
+    save(tmp_path / "long.png", np.zeros((1, 60_000, 3), np.uint8))
+    save(tmp_path / "fair.png")
+    wants = Wants(InputSpec((224, 224), (0.5,) * 3, (1.0,) * 3, resize=256))
+    found = load_images(tmp_path, wants)
+    ((name, reason),) = found.skipped
+    assert (name, len(found.ids)) == ("long.png", 1)
+    assert "60000 x 1 pixels would be resized to 15360000 x 256, more than 64 megapix" in reason
+    framed = Wants(InputSpec((224, 224), (0.5,) * 3, (1.0,) * 3, resize=256, fit="pad"))
+    found = load_images(tmp_path, framed)  # its long side has 256 here: one row, and the mean
+    assert not found.skipped and (found.pixels[1][:100] == np.float32(128 / 255)).all()
 
 
 def test_everything_bad_is_an_error(tmp_path):

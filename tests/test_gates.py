@@ -86,3 +86,5 @@ def test_what_is_wrong_is_said(config, tmp_path):
             "units=[{layer: conv2, train: 5, test: 2}]"])  # fmt: skip
     with pytest.raises(AuditError, match="another config"):
         gates.train_gate(config, tmp_path / "x")
+    with pytest.raises(AuditError, match="train.0.labels: there is no such key"):
+        gates.train_gate(config, tmp_path / "y", overrides=["train.0.labels=true"])

@@ -46,9 +46,18 @@ def test_mean_interval_covers_in_small_samples():
     assert reference.binom.ppf(0.001, 800, 0.94) <= hits <= reference.binom.ppf(0.999, 800, 0.97)
 
 
-@pytest.mark.parametrize("values, n", [([1.0, 2.0], 1), ([NAN] * 10, 5), ([1.0] * 9 + [NAN], 5)])
+@pytest.mark.parametrize(
+    "values, n", [([1.0, 2.0] * 50, 1), ([NAN] * 100, 5), ([1.0] * 90 + [NAN] * 10, 5), ([], 5)]
+)
 def test_no_interval_from_too_little(values, n):
     assert np.isnan(stats.percentile_interval(np.array(values), 0.95, n)).all()
+
+
+def test_no_interval_from_fewer_replicates_than_its_tails_need():
+    values = np.arange(40.0)
+    assert np.isfinite(stats.percentile_interval(values, 0.95, 10**6)).all()
+    assert np.isnan(stats.percentile_interval(values[1:], 0.95, 10**6)).all()
+    assert np.isnan(stats.percentile_interval(values, 0.99, 10**6)).all()
 
 
 def test_conformal_p_by_hand():

@@ -153,10 +153,18 @@ def test_neuron_objective_grows_only_its_receptive_field():
         ([Neuron("logits", 0, (0, 0))], {}, "logits of tiny has no positions"),
         ([Neuron("logits", 0)], {}, "is a neuron, but logits has no positions; use a Channel"),
         ([Channel("conv1", -1)], {}, "conv1 of tiny has channels 0 to 5"),
-        ([Channel("conv1", 0)], {"steps": 0}, "steps must be at least 1, got 0"),
-        ([Channel("conv1", 0)], {"together": 0}, "together must be at least 1, got 0"),
-        ([Channel("conv1", 0)], {"lanes": -1}, "lanes must be at least 1, got -1"),
-        ([Channel("conv1", 0)], {"redirected_steps": -1}, "redirected_steps must be at least 0"),
+        ([Channel("conv1", 0)], {"steps": 0}, "steps must be a whole number from 1"),
+        ([Channel("conv1", 0)], {"together": 0}, "together must be a whole number from 1"),
+        ([Channel("conv1", 0)], {"lanes": -1}, "lanes must be 1 to 4096 .*got -1"),
+        ([Channel("conv1", 0)], {"redirected_steps": -1}, "redirected_steps must be a whole"),
+        (
+            [Channel("conv1", 0)],
+            {"steps": 10**12},
+            "steps must be .* to 1000000, got 1000000000000",
+        ),
+        ([Channel("conv1", 0)], {"lanes": 10**8}, "lanes must be 1 to 4096 .*got 100000000"),
+        ([Channel("conv1", 0)], {"seed": -1}, "seed must be a whole number from 0 to 2147483647"),
+        ([Channel("conv1", 0)], {"seed": 2**70}, "seed must be a whole number from 0"),
         ([Channel("conv1", 0)], {"repeats": 0}, "repeats must be at least 1, got 0"),
         ([Channel("conv1", 0)], {"steps": 4, "shot_steps": (2, 1)}, "must rise within 0..4"),
         ([Channel("conv1", 0)], {"steps": 4, "shot_steps": (5,)}, "must rise within 0..4"),
@@ -171,6 +179,12 @@ def test_neuron_objective_grows_only_its_receptive_field():
 def test_messages(objectives, settings, message):
     with pytest.raises(AuditError, match=message):
         engine.visualize(tiny_model(), objectives, **{"steps": 2, **settings})
+
+
+def test_half_a_step_is_none():
+    """Of a type checker's users this one would not hear, of all others it would be cut off."""
+    with pytest.raises(AuditError, match="steps must be a whole number from 1 to 9, got 2.5"):
+        batches._require_whole("steps", 2.5, 1, 9)
 
 
 def test_a_text_is_not_an_objective():

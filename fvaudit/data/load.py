@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from fvaudit.data.decode import BadImage, decode
+from fvaudit.data.decode import MAX_PIXELS, BadImage, decode
 from fvaudit.data.samples import samples
 from fvaudit.data.sources import Entry, folder_entries, zip_entries
 from fvaudit.records import AuditError, ImageSet
@@ -245,9 +245,11 @@ def _require_memory(photographs: int, crops: int, model: ForModel) -> None:
     height, width = model.input.size
     needed = photographs * crops * height * width * 3 * 4
     if needed > MAX_MEMORY:
+        fit = MAX_MEMORY * photographs // needed
+        remedy = f"set limit to {fit} or fewer" if fit else "ask for fewer crops or a smaller input"
         raise AuditError(
-            f"{photographs} photographs with {crops} crops need {needed / 2**30:.0f} GiB of "
-            f"memory; set limit to {MAX_MEMORY * photographs // needed} or fewer."
+            f"{photographs} photographs of {height} x {width} pixels with {crops} crops need "
+            f"{needed / 2**30:.0f} GiB of memory; {remedy}."
         )
 
 
@@ -255,11 +257,11 @@ def _cut(photograph: _Photograph, spec: Any, crops: int, seed: int) -> list[np.n
     """The crops of one photograph, or the reason why there are none."""
     try:
         picture = photograph.picture()
+        cut = [centre_crop(picture, spec)]
     except BadImage as reason:
         return str(reason)
     stream = hashlib.sha256(photograph.name.encode()).digest()[:8]
     rng = np.random.default_rng([seed, int.from_bytes(stream, "little")])
-    cut = [centre_crop(picture, spec)]
     cut += [_random_crop(picture, spec, rng) for _ in range(crops - 1)]
     return [np.asarray(c, np.float32) / 255 for c in cut]
 
@@ -270,11 +272,14 @@ def centre_crop(picture: Image.Image, spec: Any) -> Image.Image:
     With `spec.fit` "crop" and "squash" pixels equal those of torchvision's `Resize` and
     `CenterCrop` on a Pillow image, save that a picture too small for `size` is enlarged, not
     framed; with "pad" those of timm's crop mode "border".
+
+    Raises:
+        BadImage: for a picture so long and thin that it would grow past `MAX_PIXELS`.
     """
     height, width = spec.size
     if picture.size == (width, height):
         return picture
-    resized = picture.resize(_resized(picture, spec), _filter(spec))
+    resized = picture.resize(_within_limits(picture, _resized(picture, spec)), _filter(spec))
     left, top = _offset(resized.width, width), _offset(resized.height, height)
     if spec.fit != "pad":
         return resized.crop((left, top, left + width, top + height))
@@ -288,13 +293,22 @@ def _resized(picture: Image.Image, spec: Any) -> tuple[int, int]:
     if spec.fit == "squash":
         return tuple(spec.resize * side // min(spec.size) for side in reversed(spec.size))
     if spec.fit == "pad":
-        return tuple(round(side * spec.resize / max(picture.size)) for side in picture.size)
+        return tuple(max(1, round(s * spec.resize / max(picture.size))) for s in picture.size)
     size = tuple(spec.resize * side // min(picture.size) for side in picture.size)
     height, width = spec.size
     if size[0] >= width and size[1] >= height:
         return size
     scale = max(width / picture.width, height / picture.height)
     return max(width, round(picture.width * scale)), max(height, round(picture.height * scale))
+
+
+def _within_limits(picture: Image.Image, size: tuple[int, int]) -> tuple[int, int]:
+    if math.prod(size) > MAX_PIXELS:
+        raise BadImage(
+            f"{picture.width} x {picture.height} pixels would be resized to {size[0]} x {size[1]}, "
+            f"more than {MAX_PIXELS // 10**6} megapixels"
+        )
+    return size
 
 
 def _offset(have: int, want: int) -> int:

@@ -41,10 +41,12 @@ def percentile_interval(values: Float[np.ndarray, " b"], level: float, n: int) -
         n: independent observations behind the statistic; fewer than 2 give no interval.
 
     Returns:
-        NaN ends if there is no interval, or if more than 5 % of the replicates are not finite.
+        NaN ends if there is no interval, if more than 5 % of the replicates are not finite, or if
+        there are too few for one of them to lie in each tail.
     """
     finite = values[np.isfinite(values)]
-    if n < 2 or len(finite) < 0.95 * len(values) or not len(finite):
+    few = len(values) * (1 - level) / 2 < 1 - 1e-9  # rounding: .95 leaves .0499...
+    if n < 2 or few or len(finite) < 0.95 * len(values):
         return Interval(np.nan, np.nan)
     tail = stats.norm.cdf(-np.sqrt(n / (n - 1)) * stats.t.isf((1 - level) / 2, n - 1))
     low, high = np.quantile(finite, [tail, 1 - tail])

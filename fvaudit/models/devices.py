@@ -23,6 +23,7 @@ from fvaudit.records import AuditError
 
 
 LANES = 16  # on a GPU: an image alone takes 2.5 times as long as with 1, each of many a sixth
+MOST_LANES = 4096  # a batch is padded to them, and no device holds more
 _DEFAULT_SECONDS = 1.0  # JAX's own: programs that compile faster are compiled again in every run
 _WORTH_KEEPING = 0.1  # seconds; an audit has half a dozen programs between the two
 
@@ -57,12 +58,12 @@ def lanes(given: int | None) -> int:
     """Images that a device takes at a time: as given, else 1 on a CPU and `LANES` elsewhere.
 
     Raises:
-        AuditError: if fewer than 1 are given.
+        AuditError: if fewer than 1 are given, or more than `MOST_LANES`.
     """
     if given is None:
         return 1 if jax.default_backend() == "cpu" else LANES
-    if given < 1:
-        raise AuditError(f"lanes must be at least 1 image a device and step, got {given}.")
+    if not 1 <= given <= MOST_LANES:
+        raise AuditError(f"lanes must be 1 to {MOST_LANES} images a device and step, got {given}.")
     return given
 
 

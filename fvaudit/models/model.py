@@ -33,6 +33,7 @@ Activations = dict[str, Float[Array, "n ..."]]
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "hamming", "box")  # Pillow's
 ORDERS = ("RGB", "BGR")
 FITS = ("crop", "pad", "squash")
+MAX_SIDE = 4096  # of input and of resized photographs, in pixels: far above any network's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class InputSpec:
     """How pictures become the network's input. Nothing outside `Model` repeats any of it.
 
     Raises:
-        AuditError: for sizes below 1, a std of 0, or names that are not known.
+        AuditError: for sizes outside 1..MAX_SIDE, a std of 0, or names that are not known.
     """
 
     size: tuple[int, int]  # (rows, columns) that the network takes
@@ -53,8 +54,10 @@ class InputSpec:
     # (what is missing shows the mean colour), "squash" both (for a square `size`)
 
     def __post_init__(self):
-        if min(*self.size, self.resize) < 1:
-            raise AuditError(f"size {self.size} and resize {self.resize} must be at least 1 pixel.")
+        if not 1 <= min(*self.size, self.resize) <= max(*self.size, self.resize) <= MAX_SIDE:
+            raise AuditError(
+                f"size {self.size} and resize {self.resize} must be 1 to {MAX_SIDE} pixels."
+            )
         if len(self.mean) != len(self.std) or not self.mean or not all(self.std):
             raise AuditError(
                 f"mean and std need one number a channel, no std 0; got {self.mean}, {self.std}."

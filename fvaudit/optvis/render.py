@@ -14,6 +14,7 @@ is looked at or stopped: objective, first and last step are data.
 import dataclasses
 import functools
 import hashlib
+import numbers
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -40,6 +41,8 @@ OPACITY = "opacity"  # and their opacity, (n, h, w, 1), where the parameterizati
 # 88 %: transforms are drawn anew in every step, and old gradients are of other pictures. Steps that
 # fall to a tenth settle what they stir up: results/convergence.
 STEPS = 192
+MOST = 10**6  # steps, and images of a set: what a program counts fits into 32 bits
+LAST_SEED = 2**31 - 1
 LOOK = 32  # steps between two looks at a run that somebody watches
 
 
@@ -104,10 +107,10 @@ class Recipe:
     lanes: int | None = None  # sets per device and program; see `width`
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("together", 1), ("lanes", 1), ("redirected_steps", 0)):
-            given = getattr(self, name)
-            if given is not None and given < least:
-                raise AuditError(f"{name} must be at least {least}, got {given}.")
+        for name, least in (("steps", 1), ("together", 1), ("redirected_steps", 0)):
+            _require_whole(name, getattr(self, name), least, MOST)
+        if self.lanes is not None:
+            devices.lanes(self.lanes)
         rising = all(a < b for a, b in zip(self.shot_steps, self.shot_steps[1:], strict=False))
         if not rising or any(not 0 <= t <= self.steps for t in self.shot_steps):
             raise AuditError(f"shot_steps must rise within 0..{self.steps}, got {self.shot_steps}.")
@@ -150,9 +153,11 @@ def render(
         look: steps between two looks.
 
     Raises:
-        AuditError: for a unit or layer that the model does not have, or a start that does not fit.
+        AuditError: for a unit or layer that the model does not have, a start that does not fit, or
+            a seed outside 0..2^31 - 1.
     """
     devices.start()
+    _require_whole("seed", seed, 0, LAST_SEED)
     jobs = list(jobs)
     for job in jobs:
         _require(model, job.objective, recipe)
@@ -319,6 +324,11 @@ def image_key(seed: int, job: Job) -> Key[Array, ""]:
     text = hashlib.sha256(str(job.objective).encode()).digest()
     of_objective = jax.random.fold_in(jax.random.key(seed), int.from_bytes(text[:4], "little"))
     return jax.random.fold_in(of_objective, job.repeat)
+
+
+def _require_whole(name: str, given: Any, least: int, most: int) -> None:
+    if not isinstance(given, numbers.Integral) or not least <= given <= most:
+        raise AuditError(f"{name} must be a whole number from {least} to {most}, got {given!r}.")
 
 
 def _require(model: Model, objective: Objective, recipe: Recipe) -> None:
