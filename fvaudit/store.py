@@ -65,8 +65,9 @@ class Run:
 
     @property
     def complete(self) -> bool:
-        """Whether everything was computed."""
-        return self.manifest["status"] == "complete"
+        """Whether everything was computed, and is still there."""
+        whole = len(self.units) == self.manifest.get("units")
+        return whole and self.manifest.get("status") == "complete"
 
 
 def read_run(folder: str | os.PathLike[str]) -> Run:
@@ -82,21 +83,27 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
             f"{folder} holds no audit (no manifest.json). `fvaudit run CONFIG --out {folder}` "
             "makes one."
         )
-    summary = _read_json(folder / "summary.json", {})
-    headline = summary.get("headline")
-    return Run(
+    with _damage_said(folder / "summary.json"):
+        summary = _read_json(folder / "summary.json", {})
+        layers = tuple(revive(LayerResult, v) for v in summary.get("layers", ()))
+        headline = summary.get("headline")
+        headline = None if headline is None else revive(Headline, headline)
+    with _damage_said(folder / "verdicts.json"):
+        verdicts = tuple(revive(Verdict, v) for v in _read_json(folder / "verdicts.json", []))
+    run = Run(
         folder=folder,
         manifest=manifest,
         config=_read_text(folder / "config.resolved.yaml"),
         environment=_read_json(folder / "env.json", {}),
         model=_read_json(folder / "model.json", {}),
         units=tuple(read_results(folder)),
-        layers=tuple(revive(LayerResult, v) for v in summary.get("layers", ())),
-        headline=None if headline is None else revive(Headline, headline),
+        layers=layers,
+        headline=headline,
         data=_read_json(folder / "data.json", {}),
-        verdicts=tuple(revive(Verdict, v) for v in _read_json(folder / "verdicts.json", ())),
+        verdicts=verdicts,
         findings=read_findings(folder) or (),
     )
+    return run if run.complete else dataclasses.replace(run, headline=None)
 
 
 def read_findings(folder: pathlib.Path) -> tuple[Finding, ...] | None:
@@ -105,8 +112,11 @@ def read_findings(folder: pathlib.Path) -> tuple[Finding, ...] | None:
     Raises:
         AuditError: if the file is damaged.
     """
-    found = _read_json(folder / "doctor.json", None)
-    return None if found is None else tuple(revive(Finding, f) for f in found)
+    path = folder / "doctor.json"
+    if not path.exists():
+        return None
+    with _damage_said(path):
+        return tuple(revive(Finding, f) for f in _read_json(path, []))
 
 
 def read_manifest(folder: pathlib.Path) -> dict[str, Any] | None:
@@ -115,8 +125,10 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any] | None:
     Raises:
         AuditError: if it was written by another schema version.
     """
-    manifest = _read_json(folder / "manifest.json", None)
-    if manifest is not None and manifest.get("schema") != SCHEMA:
+    if not (folder / "manifest.json").exists():
+        return None
+    manifest = _read_json(folder / "manifest.json", {})
+    if manifest.get("schema") != SCHEMA:
         raise AuditError(
             f"{folder} was written with run-directory schema {manifest.get('schema')}, this "
             f"version reads {SCHEMA}. Run the audit again into another folder."
@@ -229,13 +241,8 @@ def _whole_lines(folder: pathlib.Path) -> tuple[list[bytes], int]:
 
 
 def _result(folder: pathlib.Path, number: int, line: bytes) -> UnitResult:
-    try:
+    with _damage_said(f"{folder / 'results.jsonl'}, line {number}"):
         return revive(UnitResult, json.loads(line))
-    except (ValueError, KeyError, TypeError) as error:
-        raise AuditError(
-            f"{folder / 'results.jsonl'}, line {number} is damaged ({error}). Run the audit again "
-            "with --fresh."
-        ) from None
 
 
 def _plain(value: Any) -> Any:
@@ -277,15 +284,27 @@ def _revived(kind: Any, value: Any) -> Any:
 
 
 def _read_json(path: pathlib.Path, default: Any) -> Any:
+    """What a file holds, of the default's type; the default if there is none."""
     if not path.exists():
         return default
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise AuditError(
-            f"{path} is damaged ({error}). Run the audit again with --fresh."
-        ) from None
+    with _damage_said(path):
+        found = json.loads(path.read_bytes())
+        if not isinstance(found, type(default)):
+            raise TypeError(f"it holds a {type(found).__name__}, not a {type(default).__name__}")
+        return found
 
 
 def _read_text(path: pathlib.Path) -> str:
-    return path.read_text(encoding="utf-8") if path.exists() else ""
+    with _damage_said(path):
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+@contextlib.contextmanager
+def _damage_said(what: object) -> Iterator[None]:
+    """What reading a file raises that somebody cut off or changed, in words."""
+    try:
+        yield
+    except AuditError:  # said already, of a part of it
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AuditError(f"{what} is damaged ({error}). Run the audit again with --fresh.") from None

@@ -7,7 +7,10 @@ import math
 import pytest
 
 from fvaudit import store
+from fvaudit.config import Gates
 from fvaudit.records import AuditError, Estimate, LayerSimilarity, Status, UnitResult, Verdict
+from fvaudit.run import exit_code
+from tests import synthetic_run
 
 
 NAN = math.nan
@@ -91,3 +94,43 @@ def test_messages(tmp_path):
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(AuditError, match="manifest.json is damaged"):
         store.read_run(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"null", b"3", b'[{"a": 1}]', b'{"layers": 3}', b"\xff"])
+@pytest.mark.parametrize(
+    "name", ["manifest", "env", "model", "data", "summary", "verdicts", "doctor"]
+)
+def test_a_damaged_file_is_named_once(tmp_path, name, content):
+    made = synthetic_run.make(tmp_path / "run", ["a:1"], naturals=9)
+    (made / f"{name}.json").write_bytes(content)
+    if content == b'{"layers": 3}' and name in ("env", "model", "data"):
+        assert store.read_run(made).complete  # of any form
+    elif content == b'{"layers": 3}' and name == "manifest":
+        with pytest.raises(AuditError, match="schema None, this version reads 1"):
+            store.read_run(made)
+    else:
+        with pytest.raises(AuditError, match=rf"^\S*{name}.json is damaged \([^(]*.*--fresh.$"):
+            store.read_run(made)
+
+
+def test_text_that_is_none_is_damaged(tmp_path):
+    made = synthetic_run.make(tmp_path / "run", ["a:1"], naturals=9)
+    (made / "config.resolved.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(AuditError, match="config.resolved.yaml is damaged"):
+        store.read_run(made)
+
+
+def test_a_run_that_lost_results_is_not_complete(tmp_path):
+    """Whoever cuts off results.jsonl of a whole run must not find its gates passed."""
+    made = synthetic_run.make(tmp_path / "run", ["a:1", "a:2"], naturals=9)
+    whole = (made / "results.jsonl").read_bytes()
+    found = store.read_run(made)
+    assert found.complete and found.headline
+    line = whole.index(b"\n") + 1
+    for lost in (b"", whole[:line], whole[:-9], whole + whole[:line]):
+        (made / "results.jsonl").write_bytes(lost)
+        found = store.read_run(made)
+        assert not found.complete and found.headline is None
+        assert exit_code(dataclasses.replace(found, verdicts=()), Gates()) == 3
+    (made / "results.jsonl").unlink()
+    assert not store.read_run(made).complete
