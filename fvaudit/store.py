@@ -307,4 +307,6 @@ def _damage_said(what: object) -> Iterator[None]:
     except AuditError:  # said already, of a part of it
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise AuditError(f"{what} is damaged ({error}). Run the audit again with --fresh.") from None
+        raise AuditError(
+            f"{what} is damaged ({error}). Run the audit again with --fresh."
+        ) from None

@@ -7,8 +7,9 @@ plain configs that ship with the package.
 import difflib
 import importlib.resources
 import pathlib
+import typing
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import pydantic
 import yaml
@@ -22,7 +23,7 @@ class Section(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
 
-_Valid = TypeVar("_Valid", bound=Section)
+_Valid = typing.TypeVar("_Valid", bound=Section)
 
 
 def read_yaml(path: pathlib.Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -151,14 +152,21 @@ def _problem(error: Any, section: type[Section]) -> str:
 
 def _keys_beside(location: tuple[Any, ...], section: Any) -> list[str]:
     """The keys that are allowed where an unknown one stood."""
+    there = [section]
     for part in location[:-1]:
-        if isinstance(part, str) and part in section.model_fields:
-            section = _section_of(section.model_fields[part].annotation) or section
-    return list(section.model_fields)
+        named = [s for s in there if part == _kind(s)]  # sections of a union are told apart so
+        fields = [s.model_fields[part] for s in there if part in s.model_fields]
+        inner = [s for field in fields for s in _sections_of(field.annotation)]
+        there = named or inner or there
+    return list(dict.fromkeys(key for s in there for key in s.model_fields))
 
 
-def _section_of(annotation: Any) -> Any:
+def _kind(section: type[Section]) -> Any:
+    field = section.model_fields.get("kind")
+    return field and typing.get_args(field.annotation)[0]
+
+
+def _sections_of(annotation: Any) -> list[type[Section]]:
     if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    inner = [_section_of(a) for a in getattr(annotation, "__args__", ())]
-    return next((s for s in inner if s is not None), None)
+        return [annotation]
+    return [s for a in getattr(annotation, "__args__", ()) for s in _sections_of(a)]

@@ -185,6 +185,7 @@ def test_a_picture_is_what_the_attacked_unit_shows():
         (1, [Unit("conv2", 0), Unit("conv1", 0)], "one layer"),
         (1, [Unit("conv2", 0, (1, 1))], "whole channels"),
         (1, [], "no unit"),
+        (1, [Unit("conv2", 3), Unit("conv2", 4), Unit("conv2", 3)], "Channel 3 .* attacked twice"),
         (1, [Unit("conv2", 6)], "channels 0 to 5"),
         (Unit("conv9", 0), UNITS, "no layer 'conv9'"),
         (np.zeros((5, 5, 3), np.float32), UNITS, "takes images of shape"),

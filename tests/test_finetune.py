@@ -54,6 +54,8 @@ def test_kernels_are_those_that_the_layer_depends_on():
     assert kernels(model, "logits", "conv1") == (False, True, True)
     with pytest.raises(AuditError, match="no kernel to train before conv1 of tiny and behind con"):
         kernels(model, "conv1", "conv2")
+    with pytest.raises(AuditError, match="no layer 'conv9'. Nearest"):
+        kernels(model, "conv2", "conv9")
 
 
 @pytest.mark.parametrize(

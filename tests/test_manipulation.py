@@ -1,6 +1,7 @@
 """`fvaudit manipulate`: a config in; model, certificate and pictures out."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -33,6 +34,19 @@ def written(tmp_path, **changes):
     [
         ({"atack": 1}, "atack: there is no such key; did you mean 'attack'"),
         ({"attack": {"kind": "silent_units"}}, "target"),
+        (
+            {"attack": {"kind": "silent_units", "target": "a:1", "decoy": 2}},
+            "attack.silent_units.decoy: there is no such key$",
+        ),
+        (
+            {
+                "attack": {
+                    "kind": "finetuned",
+                    "goal": {"kind": "push", "direction": "up", "margn": 1},
+                }
+            },
+            "attack.finetuned.goal.push.margn: there is no such key; did you mean 'margin'",
+        ),
         ({"attack": {"kind": "magic"}}, "fooling_circuit"),
         ({"units": {"layer": "blocks.99"}}, "no layer 'blocks.99'"),
         ({"attack": {"kind": "silent_units", "target": "nowhere.png"}}, "does not name a unit"),
@@ -40,7 +54,7 @@ def written(tmp_path, **changes):
     ],
 )
 def test_what_is_wrong_is_said(tmp_path, changes, match):
-    with pytest.raises(AuditError, match=match):
+    with pytest.raises(AuditError, match=re.compile(match, re.MULTILINE)):
         manipulate(written(tmp_path, **changes), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

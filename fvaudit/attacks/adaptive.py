@@ -19,6 +19,7 @@ from fvaudit.attacks.finetune import STRETCH, Aim, Goal, Scene
 from fvaudit.attacks.ranking import strongest
 from fvaudit.models.model import Model
 from fvaudit.optvis.objectives import of_unit
+from fvaudit.optvis.render import SEEDS
 from fvaudit.optvis.visualize import visualize
 from fvaudit.records import AuditError, Unit
 
@@ -97,7 +98,7 @@ class _Looks:
         count = len(scene.channels)
         places = rng.choice(count, min(SHOWN, count), replace=False)
         wanted = [of_unit(Unit(scene.layer, int(scene.channels[i]))) for i in places]
-        made = visualize(model, wanted, steps=self.steps, seed=scene.seed + step + 1)
+        made = visualize(model, wanted, steps=self.steps, seed=(scene.seed + step + 1) % SEEDS)
         top = strongest(scene.responses[:, places], min(EXEMPLARS, len(scene.photographs))).T
         return np.concatenate([v.images for v in made]), scene.photographs[top], places
 

@@ -15,7 +15,8 @@ def channels_of(model: Model, units: Sequence[Unit]) -> tuple[str, tuple[int, ..
     """The layer that units share, by its own name, and their channels.
 
     Raises:
-        AuditError: for no unit, units of several layers or at positions, or that do not exist.
+        AuditError: for no unit, units of several layers or at positions, one given twice, or units
+            that do not exist.
     """
     layers = {model.resolve(unit.layer) for unit in units}
     if len(layers) != 1 or any(unit.position for unit in units):
@@ -25,7 +26,13 @@ def channels_of(model: Model, units: Sequence[Unit]) -> tuple[str, tuple[int, ..
         )
     for unit in units:
         model.require_unit(unit)
-    return layers.pop(), tuple(unit.channel for unit in units)
+    channels = tuple(unit.channel for unit in units)
+    if len(set(channels)) < len(channels):
+        twice = next(c for c in channels if channels.count(c) > 1)
+        raise AuditError(
+            f"Channel {twice} of {units[0].layer} is to be attacked twice; name it once."
+        )
+    return layers.pop(), channels
 
 
 def picture_of(

@@ -161,8 +161,10 @@ def kernels(model: Model, layer: str, since: str | None = None) -> tuple[bool, .
         since: a layer before it; what that depends on is not trained.
 
     Raises:
-        AuditError: if there is no kernel to train.
+        AuditError: if a layer does not exist, or there is no kernel to train.
     """
+    for name in (layer, *((since,) if since else ())):
+        model.require_layer(name)
     shape = (1, *model.input.size, len(model.input.mean))
     of = lambda name: reaching(model.forward, model.params, shape, model.resolve(name))  # noqa: E731
     before = of(since) if since else (False,) * len(jax.tree.leaves(model.params))

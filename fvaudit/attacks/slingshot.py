@@ -36,6 +36,7 @@ from fvaudit.evidence.activations import collect
 from fvaudit.models.model import Model
 from fvaudit.optvis.objectives import of_unit
 from fvaudit.optvis.recipes import recipe
+from fvaudit.optvis.render import SEEDS
 from fvaudit.optvis.visualize import visualize
 from fvaudit.records import AuditError, Unit
 
@@ -126,7 +127,7 @@ class _Walk:
         some = rng.choice(scene.channels, min(ASCENTS, len(scene.channels)), replace=False)
         wanted = [of_unit(Unit(scene.layer, int(c))) for c in some]
         made = visualize(model, wanted, steps=MOMENTS[-1], shot_steps=MOMENTS,
-                         seed=scene.seed + step)  # fmt: skip
+                         seed=(scene.seed + step) % SEEDS)  # fmt: skip
         return np.asarray(self.encode(jnp.asarray(np.concatenate([v.shots[0] for v in made]))))
 
 

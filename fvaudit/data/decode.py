@@ -9,7 +9,7 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 MAX_PIXELS = 64 * 10**6  # 64 megapixels: above any photograph's, below what hurts
@@ -36,6 +36,8 @@ def decode(content: bytes) -> Image.Image:
                 return _to_rgb(ImageOps.exif_transpose(picture))
         except BadImage:
             raise
+        except UnidentifiedImageError:  # whose own text names an address in memory
+            raise BadImage(f"it is no picture; known kinds are {', '.join(FORMATS)}") from None
         except Image.DecompressionBombError:
             raise BadImage(f"more than {MAX_PIXELS // 10**6} megapixels") from None
         except Exception as error:  # decoders raise nearly anything on damaged data

@@ -42,7 +42,7 @@ OPACITY = "opacity"  # and their opacity, (n, h, w, 1), where the parameterizati
 # fall to a tenth settle what they stir up: results/convergence.
 STEPS = 192
 MOST = 10**6  # steps, and images of a set: what a program counts fits into 32 bits
-LAST_SEED = 2**31 - 1
+SEEDS = 2**31  # there are so many, from 0
 LOOK = 32  # steps between two looks at a run that somebody watches
 
 
@@ -157,7 +157,7 @@ def render(
             a seed outside 0..2^31 - 1.
     """
     devices.start()
-    _require_whole("seed", seed, 0, LAST_SEED)
+    _require_whole("seed", seed, 0, SEEDS - 1)
     jobs = list(jobs)
     for job in jobs:
         _require(model, job.objective, recipe)
