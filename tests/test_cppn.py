@@ -73,7 +73,11 @@ def test_start_is_lucids():
 
 
 def test_it_learns_a_disc():
-    """A fifth of the start's error after some steps of gradient descent: every weight learns."""
+    """A tenth of the start's error after some steps of gradient descent: every weight learns.
+
+    Steps that converge: at a rate of 2 the path is chaotic, and where it stands after 600 steps
+    hangs on how a processor rounds.
+    """
     p, shape = fv.cppn(channels=4, layers=2), (12, 12, 1)
     y, x = np.mgrid[:12, :12] - 5.5
     target = (np.hypot(x, y)[:, :, None] < 4).astype("f4")
@@ -84,12 +88,12 @@ def test_it_learns_a_disc():
     @jax.jit
     def descend(z):
         return jax.lax.fori_loop(
-            0, 600, lambda _, v: jax.tree.map(lambda a, g: a - 2 * g, v, jax.grad(loss)(v)), z
+            0, 600, lambda _, v: jax.tree.map(lambda a, g: a - 0.5 * g, v, jax.grad(loss)(v)), z
         )
 
     start = p.init(jax.random.key(0, impl="rbg"), shape)
     assert float(loss(start)) == pytest.approx(0.25)
-    assert float(loss(descend(start))) < 0.05
+    assert float(loss(descend(start))) < 0.025  # eight keys: 0.003 to 0.005
 
 
 def test_sizes_must_be_positive():
