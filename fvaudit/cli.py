@@ -184,7 +184,7 @@ def viz_command(
         str, typer.Option(help="fourier, lucid, pixels, maco, cppn, yosinski1 to yosinski4")
     ] = "fourier",
     steps: Annotated[int | None, typer.Option(help="updates per image; the recipe's own")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="independent images per unit")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, max=1000, help="independent images per unit")] = 1,
     seed: Annotated[int, typer.Option(help="of all random draws")] = 0,
     input_: InputFile = None,
     set_: InputKeys = None,

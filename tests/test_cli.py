@@ -151,8 +151,9 @@ def test_viz_makes_a_unit_once_and_knows_first_where_to(call, tmp_path, monkeypa
     (tmp_path / "file").write_text("")
     code, out, err = call(*two, "--out", tmp_path / "file")
     assert code == 3 and "File exists" in err and "visualize" not in out
-    code, _, err = call(*two, "--out", tmp_path / "v", "--repeats", 0)
-    assert code == 2 and "--repeats" in err
+    for repeats in (0, 10**12):
+        code, _, err = call(*two, "--out", tmp_path / "v", "--repeats", repeats)
+        assert code == 2 and "--repeats" in err
 
 
 def test_list_prints_layers_and_shapes(call, monkeypatch):
