@@ -35,6 +35,10 @@ class ExitCode(enum.IntEnum):
 
 
 INTERRUPTED = "stopped; the same command goes on from here"
+OUT_OF_MEMORY = (
+    "there is not enough memory; fewer lanes, photographs, crops or shots need less, and the same "
+    "command goes on from here"
+)
 SIGINT_CODE = 130  # what typer makes of Ctrl-C
 
 app = typer.Typer(
@@ -330,12 +334,19 @@ def main() -> None:
     except (typer.Abort, KeyboardInterrupt):
         _stop(INTERRUPTED, ExitCode.INCOMPLETE)
     except Exception as error:
+        if _is_out_of_memory(error):
+            _stop(f"{OUT_OF_MEMORY} ({error})", ExitCode.INCOMPLETE)
         if not hasattr(error, "format_message"):  # not one of click's own usage errors
             raise
         _stop(error.format_message(), ExitCode.USAGE)  # pyright: ignore
     if code == SIGINT_CODE:
         _stop(INTERRUPTED, ExitCode.INCOMPLETE)
     sys.exit(code or ExitCode.PASSED)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Python's or NumPy's, or that of a device; JAX's class is not imported for it."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _stop(text: str, code: ExitCode) -> NoReturn:

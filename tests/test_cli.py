@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
@@ -154,6 +155,14 @@ def test_viz_makes_a_unit_once_and_knows_first_where_to(call, tmp_path, monkeypa
     for repeats in (0, 10**12):
         code, _, err = call(*two, "--out", tmp_path / "v", "--repeats", repeats)
         assert code == 2 and "--repeats" in err
+
+
+def test_out_of_memory_is_said(call, tmp_path, monkeypatch):
+    """The host's and the device's, both real."""
+    for demand in (lambda: np.zeros(2**60, np.uint8), lambda: jnp.zeros(2**45)):
+        monkeypatch.setattr("fvaudit.models.zoo.load_model", lambda *_, d=demand, **__: d())
+        code, _, err = call("viz", "tiny", "conv1:0", "--out", tmp_path / "v")
+        assert code == 3 and "not enough memory; fewer lanes" in err and "llocat" in err
 
 
 def test_list_prints_layers_and_shapes(call, monkeypatch):
