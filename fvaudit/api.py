@@ -10,7 +10,17 @@ from fvaudit.evidence.activations import Settings, collect, responses
 from fvaudit.evidence.units import Natural, measure, natural, without_dead
 from fvaudit.models.model import Model
 from fvaudit.optvis.objectives import of_unit
-from fvaudit.records import AuditError, ImageSet, Unit, UnitResult, Visualization
+from fvaudit.records import (
+    AuditError,
+    ImageSet,
+    Unit,
+    UnitResult,
+    Visualization,
+    require_whole,
+)
+
+
+MOST = 10**6  # photographs in a group, and replicates
 
 
 def collect_natural(
@@ -78,7 +88,7 @@ def path_similarity(
         variant: "spatial" or "pooled".
         group: photographs in the natural group.
         max_features: features compared per layer, a seeded subset above it.
-        replicates: bootstrap replicates.
+        replicates: bootstrap replicates; with too few for a level there is no interval.
         level: of every interval.
         seed: of feature subset and bootstrap.
 
@@ -86,10 +96,14 @@ def path_similarity(
         The record that an audit keeps of a unit: `.path` per layer, `.score`, `.p_value`.
 
     Raises:
-        AuditError: if the unit does not exist, none of the visualizations shows it, or natural
-            images were collected otherwise.
+        AuditError: if the unit does not exist, none of the visualizations shows it, natural images
+            were collected otherwise, or a number is out of range.
     """
     model.require_unit(unit)
+    require_whole("group", group, 2, MOST)
+    require_whole("replicates", replicates, 1, MOST)
+    if not 0 < level < 1:
+        raise AuditError(f"level must lie between 0 and 1, as in 0.95, got {level}.")
     shown = _of_unit(unit, visualization)
     unit = dataclasses.replace(unit, layer=model.resolve(unit.layer))
     layers = model.path_to(unit.layer)

@@ -11,6 +11,7 @@ r repeats, k checkpoints, l layers, u units.
 import dataclasses
 import enum
 import math
+import numbers
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,12 @@ class AuditError(ValueError):
     The text names what was got, what was expected, and what to do; the command line prints it
     without a traceback.
     """
+
+
+def require_whole(name: str, given: Any, least: int, most: int) -> None:
+    """Refuses what is no whole number from `least` to `most`."""
+    if not isinstance(given, numbers.Integral) or not least <= given <= most:
+        raise AuditError(f"{name} must be a whole number from {least} to {most}, got {given!r}.")
 
 
 class Status(enum.IntEnum):

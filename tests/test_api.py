@@ -64,6 +64,30 @@ def test_the_visualization_is_found_by_its_unit(images, visualizations):
 
 
 @pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"group": 1}, "group must be a whole number from 2 to 1000000, got 1"),
+        ({"replicates": 0}, "replicates must be a whole number from 1"),
+        ({"replicates": 10**9}, "replicates must be .* got 1000000000"),
+        ({"level": 1.5}, "level must lie between 0 and 1, as in 0.95, got 1.5"),
+        ({"level": float("nan")}, "level must lie between 0 and 1.* got nan"),
+        ({"max_features": 0}, "max_features must be a whole number from 1"),
+        ({"seed": -1}, "seed must be a whole number from 0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(images, visualizations, settings, message):
+    with pytest.raises(fv.AuditError, match=message):
+        fv.path_similarity(MODEL, fv.Unit("conv2", 1), visualizations, images, **settings)
+
+
+def test_too_few_replicates_for_a_level_are_no_interval(images, visualizations):
+    unit = fv.Unit("conv2", 1)
+    found = fv.path_similarity(MODEL, unit, visualizations, images, group=5, replicates=30)
+    ends = [v for e in (found.score, found.margin) for v in (e.low, e.high)]
+    assert np.isnan(ends).all()
+
+
+@pytest.mark.parametrize(
     "pixels, settings, message",
     [
         (pictures(2) * 255, {}, r"must lie in \[0, 1\], got .*Divide 0..255 by 255"),

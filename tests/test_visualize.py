@@ -16,7 +16,7 @@ from fvaudit.optvis.optimizers import adam
 from fvaudit.optvis.params import fourier, pixels
 from fvaudit.optvis.render import Job, Recipe, render
 from fvaudit.optvis.transforms import compose, jitter, none, pad, standard
-from fvaudit.records import AuditError
+from fvaudit.records import AuditError, require_whole
 from tests.tiny import SIZE, TRACES, tiny_model
 
 
@@ -184,7 +184,7 @@ def test_messages(objectives, settings, message):
 def test_half_a_step_is_none():
     """Of a type checker's users this one would not hear, of all others it would be cut off."""
     with pytest.raises(AuditError, match="steps must be a whole number from 1 to 9, got 2.5"):
-        batches._require_whole("steps", 2.5, 1, 9)
+        require_whole("steps", 2.5, 1, 9)
 
 
 def test_a_text_is_not_an_objective():

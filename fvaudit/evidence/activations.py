@@ -32,17 +32,25 @@ from jaxtyping import Array, Float, Int, Num
 from fvaudit.evidence.similarity import kept, rank_type, require_metric, unit_rows
 from fvaudit.models import devices, stream
 from fvaudit.models.model import Forward, Model, record
-from fvaudit.records import AuditError, Unit
+from fvaudit.records import AuditError, Unit, require_whole
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How feature vectors are made; only vectors made alike can be compared."""
+    """How feature vectors are made; only vectors made alike can be compared.
+
+    Raises:
+        AuditError: for no features or more than 2^24, or a seed outside 0..2^31 - 1.
+    """
 
     metric: str = "spearman"  # or "pearson" or "cosine"
     variant: str = "spatial"  # or "pooled"
     max_features: int = 32768  # at most this many features per layer
     seed: int = 0  # of the feature subset
+
+    def __post_init__(self) -> None:
+        require_whole("max_features", self.max_features, 1, 2**24)
+        require_whole("seed", self.seed, 0, 2**31 - 1)
 
 
 class Features(NamedTuple):

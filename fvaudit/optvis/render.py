@@ -14,7 +14,6 @@ is looked at or stopped: objective, first and last step are data.
 import dataclasses
 import functools
 import hashlib
-import numbers
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -32,7 +31,7 @@ from fvaudit.optvis.optimizers import Optimizer, adam
 from fvaudit.optvis.params import Parameterization
 from fvaudit.optvis.regularizers import Regularizer
 from fvaudit.optvis.transforms import Transform
-from fvaudit.records import AuditError
+from fvaudit.records import AuditError, require_whole
 
 
 INPUT = "input"  # the layer that holds the images, without transforms
@@ -108,7 +107,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("together", 1), ("redirected_steps", 0)):
-            _require_whole(name, getattr(self, name), least, MOST)
+            require_whole(name, getattr(self, name), least, MOST)
         if self.lanes is not None:
             devices.lanes(self.lanes)
         rising = all(a < b for a, b in zip(self.shot_steps, self.shot_steps[1:], strict=False))
@@ -157,7 +156,7 @@ def render(
             a seed outside 0..2^31 - 1.
     """
     devices.start()
-    _require_whole("seed", seed, 0, SEEDS - 1)
+    require_whole("seed", seed, 0, SEEDS - 1)
     jobs = list(jobs)
     for job in jobs:
         _require(model, job.objective, recipe)
@@ -324,11 +323,6 @@ def image_key(seed: int, job: Job) -> Key[Array, ""]:
     text = hashlib.sha256(str(job.objective).encode()).digest()
     of_objective = jax.random.fold_in(jax.random.key(seed), int.from_bytes(text[:4], "little"))
     return jax.random.fold_in(of_objective, job.repeat)
-
-
-def _require_whole(name: str, given: Any, least: int, most: int) -> None:
-    if not isinstance(given, numbers.Integral) or not least <= given <= most:
-        raise AuditError(f"{name} must be a whole number from {least} to {most}, got {given!r}.")
 
 
 def _require(model: Model, objective: Objective, recipe: Recipe) -> None:
