@@ -30,7 +30,7 @@ class AuditError(ValueError):
 
 def require_whole(name: str, given: Any, least: int, most: int) -> None:
     """Refuses what is no whole number from `least` to `most`."""
-    if not isinstance(given, numbers.Integral) or not least <= given <= most:
+    if not isinstance(given, numbers.Integral) or not least <= int(given) <= most:
         raise AuditError(f"{name} must be a whole number from {least} to {most}, got {given!r}.")
 
 

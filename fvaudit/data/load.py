@@ -293,7 +293,9 @@ def _resized(picture: Image.Image, spec: Any) -> tuple[int, int]:
     if spec.fit == "squash":
         return tuple(spec.resize * side // min(spec.size) for side in reversed(spec.size))
     if spec.fit == "pad":
-        return tuple(max(1, round(s * spec.resize / max(picture.size))) for s in picture.size)
+        longest = max(picture.size)
+        columns, rows = (round(side * spec.resize / longest) for side in picture.size)
+        return max(1, columns), max(1, rows)
     size = tuple(spec.resize * side // min(picture.size) for side in picture.size)
     height, width = spec.size
     if size[0] >= width and size[1] >= height:
