@@ -127,7 +127,9 @@ def quantized():
         node("Flatten", ["pooled"], "scores"),
     ]
     whole = np.random.default_rng(0).integers(-127, 128, (4, 3, 3, 3)).astype(np.int8)
-    pointwise = np.random.default_rng(1).integers(-127, 128, (5, 4, 1, 1)).astype(np.int8)
+    # Of 7 bits: onnxruntime adds two products of 8 bits in 16, which overflow where a processor has
+    # no VNNI.
+    pointwise = np.random.default_rng(1).integers(-63, 64, (5, 4, 1, 1)).astype(np.int8)
     tensors = {
         "s": np.float32(0.02), "z": np.uint8(120),
         "w8": whole, "ws": np.full(4, 0.004, np.float32),
