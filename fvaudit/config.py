@@ -1,7 +1,6 @@
 """The config schema: what an audit may be told, as frozen pydantic models."""
 
 import json
-import math
 import pathlib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -9,7 +8,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 import yaml
 
-from fvaudit.records import AuditError
+from fvaudit.records import SEEDS, AuditError, least_replicates
 from fvaudit.yamlfile import Section, overridden, parsed, presets, problems, read_yaml, validated
 
 
@@ -171,7 +170,7 @@ class Evidence(Section):
 
     @pydantic.model_validator(mode="after")
     def _reaches_its_tails(self) -> "Evidence":
-        needed = math.ceil(round(2 / (1 - self.level), 6))
+        needed = least_replicates(self.level)
         if self.replicates < needed:
             raise ValueError(
                 f"replicates is {self.replicates}, but none of fewer than {needed} lies beyond an "
@@ -249,7 +248,7 @@ class Config(Section):
         default="stop",
         description="what problems that the doctor finds do: stop an audit, or stand in its report",
     )
-    seed: int = pydantic.Field(default=0, ge=0, lt=2**31)
+    seed: int = pydantic.Field(default=0, ge=0, lt=SEEDS)
 
     @pydantic.model_validator(mode="after")
     def _layers_once(self) -> "Config":

@@ -23,7 +23,7 @@ from fvaudit.config import Count, Network, Photographs, RecipeName
 from fvaudit.data import load_images
 from fvaudit.models.model import Model
 from fvaudit.models.zoo import load_model
-from fvaudit.records import AuditError, Unit
+from fvaudit.records import SEEDS, AuditError, Unit
 from fvaudit.yamlfile import Section, read_yaml, validated
 
 
@@ -57,7 +57,7 @@ class GateTraining(Network):
     steps: Count = pydantic.Field(default=1500, description="updates of the gate")
     batch: Count = pydantic.Field(default=32, description="images each, half of them photographs")
     rate: float = pydantic.Field(default=2e-3, gt=0, description="first step size of Adam")
-    seed: int = pydantic.Field(default=0, ge=0, lt=2**31)
+    seed: int = pydantic.Field(default=0, ge=0, lt=SEEDS)
 
 
 def train_gate(

@@ -39,7 +39,7 @@ from fvaudit.models.zoo import load_model
 from fvaudit.optvis.objectives import of_unit
 from fvaudit.optvis.recipes import recipe
 from fvaudit.optvis.render import Job, render
-from fvaudit.records import AuditError, Unit
+from fvaudit.records import SEEDS, AuditError, Unit
 from fvaudit.yamlfile import Section, read_yaml, validated
 
 
@@ -137,7 +137,7 @@ class Manipulation(Network):
     units: Attacked
     attack: Annotated[Circuit | Silent | Finetuned, pydantic.Field(discriminator="kind")]
     shown: Count = pydantic.Field(default=8, description="attacked units that are visualized")
-    seed: int = pydantic.Field(default=0, ge=0, lt=2**31)
+    seed: int = pydantic.Field(default=0, ge=0, lt=SEEDS)
 
 
 def manipulate(

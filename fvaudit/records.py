@@ -34,6 +34,19 @@ def require_whole(name: str, given: Any, least: int, most: int) -> None:
         raise AuditError(f"{name} must be a whole number from {least} to {most}, got {given!r}.")
 
 
+SEEDS = 2**31  # there are so many, from 0
+
+
+def require_seed(seed: Any) -> None:
+    """Refuses what is no seed."""
+    require_whole("seed", seed, 0, SEEDS - 1)
+
+
+def least_replicates(level: float) -> int:
+    """How many bootstrap replicates a level needs, in (0, 1), so that one lies in each tail."""
+    return math.ceil(round(2 / (1 - level), 6))  # rounded: 1 - .95 is .0500...04
+
+
 class Status(enum.IntEnum):
     """What became of one check, ordered by severity: aggregation takes the worst.
 

@@ -43,7 +43,9 @@ def test_a_few_images_are_shared_by_all_devices_and_cost_their_own_steps(count):
 
 
 def test_no_lanes_are_refused():
-    with pytest.raises(AuditError, match="lanes must be 1 to 4096 images a device and step, got 0"):
+    with pytest.raises(
+        AuditError, match=r"images a device and step\) must be a whole number from 1 to 4096, got 0"
+    ):
         collect(tiny_model(), pictures(1), ["conv1"], lanes=0)
 
 

@@ -19,9 +19,8 @@ from fvaudit.attacks.finetune import STRETCH, Aim, Goal, Scene
 from fvaudit.attacks.ranking import strongest
 from fvaudit.models.model import Model
 from fvaudit.optvis.objectives import of_unit
-from fvaudit.optvis.render import SEEDS
 from fvaudit.optvis.visualize import visualize
-from fvaudit.records import AuditError, Unit
+from fvaudit.records import SEEDS, AuditError, Unit
 
 
 SHOWN = 3  # attacked units whose ascents are looked at

@@ -163,10 +163,12 @@ def kernels(model: Model, layer: str, since: str | None = None) -> tuple[bool, .
     Raises:
         AuditError: if a layer does not exist, or there is no kernel to train.
     """
-    for name in (layer, *((since,) if since else ())):
+
+    def of(name: str) -> tuple[bool, ...]:
         model.require_layer(name)
-    shape = (1, *model.input.size, len(model.input.mean))
-    of = lambda name: reaching(model.forward, model.params, shape, model.resolve(name))  # noqa: E731
+        shape = (1, *model.input.size, len(model.input.mean))
+        return reaching(model.forward, model.params, shape, model.resolve(name))
+
     before = of(since) if since else (False,) * len(jax.tree.leaves(model.params))
     chosen = tuple(
         near and not far and leaf.ndim >= 2 and jnp.issubdtype(leaf.dtype, jnp.floating)

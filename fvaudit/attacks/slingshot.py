@@ -36,9 +36,8 @@ from fvaudit.evidence.activations import collect
 from fvaudit.models.model import Model
 from fvaudit.optvis.objectives import of_unit
 from fvaudit.optvis.recipes import recipe
-from fvaudit.optvis.render import SEEDS
 from fvaudit.optvis.visualize import visualize
-from fvaudit.records import AuditError, Unit
+from fvaudit.records import SEEDS, AuditError, Unit
 
 
 POINTS = 9  # a step, a third of each kind

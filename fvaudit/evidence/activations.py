@@ -32,7 +32,7 @@ from jaxtyping import Array, Float, Int, Num
 from fvaudit.evidence.similarity import kept, rank_type, require_metric, unit_rows
 from fvaudit.models import devices, stream
 from fvaudit.models.model import Forward, Model, record
-from fvaudit.records import AuditError, Unit, require_whole
+from fvaudit.records import AuditError, Unit, require_seed, require_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         require_whole("max_features", self.max_features, 1, 2**24)
-        require_whole("seed", self.seed, 0, 2**31 - 1)
+        require_seed(self.seed)
 
 
 class Features(NamedTuple):

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from fvaudit.records import Estimate
+from fvaudit.records import Estimate, least_replicates
 
 
 class Interval(NamedTuple):
@@ -45,7 +45,7 @@ def percentile_interval(values: Float[np.ndarray, " b"], level: float, n: int) -
         there are too few for one of them to lie in each tail.
     """
     finite = values[np.isfinite(values)]
-    few = len(values) * (1 - level) / 2 < 1 - 1e-9  # rounding: .95 leaves .0499...
+    few = len(values) < least_replicates(level)
     if n < 2 or few or len(finite) < 0.95 * len(values):
         return Interval(np.nan, np.nan)
     tail = stats.norm.cdf(-np.sqrt(n / (n - 1)) * stats.t.isf((1 - level) / 2, n - 1))

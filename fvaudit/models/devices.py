@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fvaudit.records import AuditError
+from fvaudit.records import require_whole
 
 
 LANES = 16  # on a GPU: an image alone takes 2.5 times as long as with 1, each of many a sixth
@@ -62,8 +62,7 @@ def lanes(given: int | None) -> int:
     """
     if given is None:
         return 1 if jax.default_backend() == "cpu" else LANES
-    if not 1 <= given <= MOST_LANES:
-        raise AuditError(f"lanes must be 1 to {MOST_LANES} images a device and step, got {given}.")
+    require_whole("lanes (images a device and step)", given, 1, MOST_LANES)
     return given
 
 

@@ -31,7 +31,7 @@ from fvaudit.optvis.optimizers import Optimizer, adam
 from fvaudit.optvis.params import Parameterization
 from fvaudit.optvis.regularizers import Regularizer
 from fvaudit.optvis.transforms import Transform
-from fvaudit.records import AuditError, require_whole
+from fvaudit.records import AuditError, require_seed, require_whole
 
 
 INPUT = "input"  # the layer that holds the images, without transforms
@@ -41,7 +41,6 @@ OPACITY = "opacity"  # and their opacity, (n, h, w, 1), where the parameterizati
 # fall to a tenth settle what they stir up: results/convergence.
 STEPS = 192
 MOST = 10**6  # steps, and images of a set: what a program counts fits into 32 bits
-SEEDS = 2**31  # there are so many, from 0
 LOOK = 32  # steps between two looks at a run that somebody watches
 
 
@@ -156,7 +155,7 @@ def render(
             a seed outside 0..2^31 - 1.
     """
     devices.start()
-    require_whole("seed", seed, 0, SEEDS - 1)
+    require_seed(seed)
     jobs = list(jobs)
     for job in jobs:
         _require(model, job.objective, recipe)
