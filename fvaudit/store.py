@@ -19,6 +19,7 @@ that exists is whole. Killed at any moment, the same command finishes what is mi
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -267,10 +268,7 @@ def revive(kind: type[_RECORD], value: Any) -> _RECORD:
 
 def _revived(kind: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        hints = typing.get_type_hints(kind)
-        return kind(
-            **{f.name: _revived(hints[f.name], value[f.name]) for f in dataclasses.fields(kind)}
-        )
+        return kind(**{name: _revived(hint, value[name]) for name, hint in _fields(kind)})
     if isinstance(kind, types.UnionType):
         inner = [k for k in typing.get_args(kind) if k is not types.NoneType]
         return None if value is None else _revived(inner[0], value)
@@ -281,6 +279,13 @@ def _revived(kind: Any, value: Any) -> Any:
     if kind is float:
         return math.nan if value is None else float(value)
     return value
+
+
+@functools.cache  # reading annotations took most of the time of reading five hundred units
+def _fields(kind: type) -> tuple[tuple[str, Any], ...]:
+    """Names and types of a record's fields."""
+    hints = typing.get_type_hints(kind)
+    return tuple((f.name, hints[f.name]) for f in dataclasses.fields(kind))
 
 
 def _read_json(path: pathlib.Path, default: Any) -> Any:

@@ -60,14 +60,13 @@ def reference(proto, images: np.ndarray, names) -> dict[str, np.ndarray]:
 
 def disagreement(model: Model, proto, images: np.ndarray) -> Mapping[str, float]:
     """Largest error at every tap, relative to the largest value there; images (n, h, w, c)."""
-    import jax
     import jax.numpy as jnp
 
     from fvaudit.models.imports.onnx import names as naming
 
     onnx_names = {naming.plain(o): o for node in proto.graph.node for o in node.output if o}
     layers = model.layers
-    got = jax.jit(lambda x: model.activations(x, layers))(images)
+    got = model.activations(images, layers)
     x = np.asarray(model.input.normalise(jnp.asarray(images))).transpose(0, 3, 1, 2)
     wanted = reference(proto, np.ascontiguousarray(x), [onnx_names[name] for name in layers])
     return {name: _error(np.asarray(got[name]), wanted[onnx_names[name]]) for name in layers}

@@ -59,7 +59,13 @@ def test_kernels_are_those_that_the_layer_depends_on():
 
 
 @pytest.mark.parametrize(
-    "goal", [slingshot(TARGET), proxpulse(4), push("down", k=5), adaptive(push("up", k=5), steps=8)]
+    "goal",
+    [
+        pytest.param(slingshot(TARGET), marks=pytest.mark.slow),
+        proxpulse(4),
+        push("down", k=5),
+        pytest.param(adaptive(push("up", k=5), steps=8), marks=pytest.mark.slow),
+    ],
 )
 def test_a_training_that_was_interrupted_ends_in_the_same_bytes(goal, tmp_path):
     tuning = Tuning(steps=60, batch=4)
@@ -161,6 +167,7 @@ def test_the_slingshot_raises_the_target_and_bends_the_ascent_to_it():
     assert (rise > 0).mean() >= 0.8 and rise.sum(0).min() > 1
 
 
+@pytest.mark.slow
 def test_who_knows_the_audit_hides_from_it():
     """The margin stays below the cap, and the path is nearer to that of photographs."""
     images = photographs()

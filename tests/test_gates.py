@@ -52,6 +52,7 @@ def test_a_gate_comes_out_with_its_errors(config, tmp_path):
     assert facts["photographs taken for visualizations"]["value"] == wrong / 6
 
 
+@pytest.mark.slow
 def test_interrupted_it_ends_in_the_same_bytes(config, tmp_path, monkeypatch):
     gates.train_gate(config, tmp_path / "whole")
     saved = gate_training.save_state

@@ -63,6 +63,7 @@ def test_agrees_with_the_reference_at_every_layer(trained, shared_data):
     assert top == [162, 164, 166]
 
 
+@pytest.mark.slow
 def test_agrees_with_caffe(trained, shared_data):
     """Caffe's activations of a picture of 227 x 227, mean already subtracted."""
     from safetensors.numpy import load_file

@@ -166,7 +166,7 @@ def _world(rng, keys, members, others):
     return [x.astype(np.float32) for x in (fv, group, unlike)]
 
 
-@pytest.mark.parametrize("members", [8, 20])
+@pytest.mark.parametrize("members", [8, pytest.param(20, marks=pytest.mark.slow)])
 def test_intervals_cover(members):
     """300 data sets at 95 %. Measured coverage with 8 (20) photographs in the group:
     S_fv .97 (.93), S_same .98 (.96), S_diff .98 (.97), P .97 (.94).
@@ -185,7 +185,7 @@ def test_intervals_cover(members):
     assert all(count >= floor for count in hits.values()), hits
 
 
-@pytest.mark.parametrize("repeats", [1, 2])
+@pytest.mark.parametrize("repeats", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_intervals_cover_for_the_visualizations_at_hand(repeats):
     """300 data sets at 95 %, 12 photographs; the truth is that of the set's own visualizations.
 

@@ -54,6 +54,7 @@ def test_names_share_programs_only_where_they_are_equal():
 
 
 # A CPPN starts grey, which this network maps to 0 everywhere: it is rightly reported dead there.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "cppn"])
 def test_every_recipe_makes_a_picture(name):
     model = tiny_model()

@@ -216,9 +216,11 @@ def test_opacity_is_optimized_too_and_a_penalty_on_it_clears_the_picture():
     model, alpha = tiny_model(), with_alpha(fourier())
     unit = Channel("conv2", 1)
     settings: Any = dict(parameterization=alpha, steps=24, optimizer=adam(0.1))
-    free, held = engine.visualize(model, [1 * unit, 1 * unit - 1e-2 * L1("opacity")], **settings)
+    free, held = engine.visualize(  # one program, since weights are data
+        model, [1 * unit - weight * L1("opacity") for weight in (0.0, 1.0)], **settings
+    )
     assert free.images.shape == (1, *SIZE, 4)
-    assert held.images[..., 3].mean() < 0.7 * free.images[..., 3].mean()
+    assert held.images[..., 3].mean() < 0.5 * free.images[..., 3].mean()
     image = free.images[..., :3] * free.images[..., 3:] + 0.5 * (1 - free.images[..., 3:])
     own = model.activations(jnp.asarray(image), ["conv2"])["conv2"][..., 1].mean()
     assert free.activation[0] == pytest.approx(float(own), rel=1e-4)
@@ -229,12 +231,13 @@ def test_opacity_needs_a_parameterization_that_has_one():
         engine.visualize(tiny_model(), [Channel("conv2", 1) - L1("opacity")], steps=2)
 
 
+@pytest.mark.slow
 def test_images_of_a_diverse_set_differ_more():
     model = tiny_model()
     unit = Channel("conv2", 1)
     settings: Any = dict(together=3, steps=48, seed=2)
     alike, diverse = engine.visualize(
-        model, [1 * unit, 1 * unit - 10 * Diversity("conv2")], **settings
+        model, [1 * unit - weight * Diversity("conv2") for weight in (0.0, 10.0)], **settings
     )
 
     def likeness(vis):

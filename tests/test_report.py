@@ -350,6 +350,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         render(tmp_path)
 
 
+@pytest.mark.slow
 def test_five_hundred_units_stay_below_five_megabytes(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda file: None)  # thousands of small files
     units = [f"{layer}:{i}" for layer in ("blocks.4", "logits") for i in range(250)]

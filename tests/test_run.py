@@ -121,6 +121,9 @@ def test_killed_before_or_after_any_write_it_finishes_with_the_same_bytes(
 ):
     from fvaudit import store
 
+    config = changed(
+        config, units=[{"layer": "conv2", "count": 2}], engine={"repeats": 1, "shots": 1}
+    )
     running.audit(config, tmp_path / "whole")
     whole = contents(tmp_path / "whole")
     survived = 0

@@ -13,19 +13,20 @@ from tests.test_run import contents
 
 
 SMALL = (
-    "units=[{layer: blocks.1, count: 2}, {layer: logits, channels: [281]}]",
+    "units=[{layer: blocks.1, count: 2}]",
     "engine={steps: 8, repeats: 2, shots: 3}",
     "images={source: samples, limit: 16, crops: 2}",
     "evidence={group: 8, replicates: 200}",
 )
+DEEP = (*SMALL, "units=[{layer: blocks.1, count: 2}, {layer: logits, channels: [281]}]")
 
 
 def command(*arguments):
     return [sys.executable, "-m", "fvaudit", *map(str, arguments)]
 
 
-def run_arguments(out):
-    return ["run", "quickstart", "--out", out, *(a for s in SMALL for a in ("--set", s))]
+def run_arguments(out, settings=SMALL):
+    return ["run", "quickstart", "--out", out, *(a for s in settings for a in ("--set", s))]
 
 
 def run(*arguments):
@@ -40,13 +41,15 @@ def finished(tmp_path_factory):
     return folder, result
 
 
+def units_of(folder):
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
 def test_an_audit_of_the_default_model(finished):
     folder, result = finished
-    lines = (folder / "results.jsonl").read_text().splitlines()
-    units = [json.loads(line) for line in lines]
-    assert len(units) == 3 and units[-1]["unit"] == "logits:281"
-    assert units[-1]["label"] == "tabby"
-    assert len(units[-1]["path"]) == 20  # stem, 16 blocks, head, avgpool, logits
+    units = units_of(folder)
+    assert [u["unit"].split(":")[0] for u in units] == ["blocks.1", "blocks.1"]
+    assert all(len(u["path"]) == 3 for u in units)  # stem, blocks.0, blocks.1
     assert all(u["fv_responses"][0] > u["natural_median"] for u in units)
     assert "exit code 0" in result.stdout and "Traceback" not in result.stderr
     assert (folder / "report.html").exists()
@@ -69,13 +72,19 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_process_finishes_with_the_same_bytes(finished, tmp_path):
+def test_killed_process_finishes_with_the_same_bytes(tmp_path):
     """SIGKILL after a few files have appeared, again and again; then the same command, unbroken."""
-    folder, _ = finished
-    target = tmp_path / "run"
+    folder, target = tmp_path / "whole", tmp_path / "run"
+    assert run(*run_arguments(folder, DEEP)).returncode == 0
+    units = units_of(folder)
+    assert len(units) == 3 and units[-1]["unit"] == "logits:281"
+    assert units[-1]["label"] == "tabby"
+    assert len(units[-1]["path"]) == 20  # stem, 16 blocks, head, avgpool, logits
     for files in (1, 6, 13, 22):
         process = subprocess.Popen(
-            command(*run_arguments(target)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command(*run_arguments(target, DEEP)),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         deadline = time.time() + 120
         while process.poll() is None and time.time() < deadline:
@@ -83,5 +92,5 @@ def test_killed_process_finishes_with_the_same_bytes(finished, tmp_path):
                 os.kill(process.pid, signal.SIGKILL)
             time.sleep(0.02)
         process.wait()
-    assert run(*run_arguments(target)).returncode == 0
+    assert run(*run_arguments(target, DEEP)).returncode == 0
     assert contents(target) == contents(folder)

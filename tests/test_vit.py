@@ -67,6 +67,7 @@ def test_units_of_tokens_exist_or_are_refused():
             network().require_unit(Unit.parse(text))
 
 
+@pytest.mark.slow
 def test_edits_of_views_take_effect_downstream():
     """Each edit of a view equals the edit of the whole layer that it stands for."""
     model = network()

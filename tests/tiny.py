@@ -1,5 +1,7 @@
 """A small random network for tests of the engine: two convolutions and a linear head."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ SIZE = (24, 24)
 TRACES: list[str] = []  # grows by one entry whenever the network is traced
 
 
+@functools.cache  # one object, so that tests share what was compiled for it
 def tiny_model(seed: int = 0, channels: int = 6) -> Model:
     """A `Model` with layers conv1 (12, 12, c), conv2 (6, 6, c) and logits (5,)."""
     keys = jax.random.split(jax.random.key(seed), 3)

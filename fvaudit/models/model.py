@@ -102,7 +102,9 @@ class Model:
     def activations(
         self, images: Float[Array | np.ndarray, "n h w c"], layers: Collection[str]
     ) -> Activations:
-        """Activations of `layers` for images in [0, 1]; pure, so usable under `jit` and `grad`.
+        """Activations of `layers` for images in [0, 1], by a compiled program.
+
+        Pure, so usable under `jit` and `grad` as well.
 
         Raises:
             AuditError: if a layer does not exist or the images have another size.
@@ -110,7 +112,7 @@ class Model:
         for layer in layers:
             self.require_layer(layer)
         self.require_size(images.shape)
-        return record(self.forward, self.params, jnp.asarray(images), layers)
+        return _recording(self.forward, tuple(layers))(self.params, jnp.asarray(images))
 
     def require_size(self, shape: tuple[int, ...]) -> None:
         """Raises `AuditError` if images of this shape (n, h, w, c) do not fit the network."""
@@ -267,6 +269,12 @@ def record(forward: Forward, params: Any, images: Array, layers: Collection[str]
     with contextlib.suppress(_EnoughSeen):
         forward(params, images, tap)
     return seen
+
+
+@functools.lru_cache(maxsize=8)  # each may hold some 100 MB of code
+def _recording(forward: Forward, layers: tuple[str, ...]) -> Callable[..., Activations]:
+    """`record`, compiled: one operation after the other, each would be compiled on its own."""
+    return jax.jit(lambda params, images: record(forward, params, images, layers))
 
 
 class _EnoughSeen(BaseException):
