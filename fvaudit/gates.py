@@ -129,11 +129,10 @@ def units_of(said: GateTraining, model: Model) -> tuple[list[Unit], list[Unit]]:
 
 def _require_same(said: GateTraining, out: pathlib.Path) -> None:
     """A training is gone on with under the config that it began with."""
-    text, kept = json.dumps(said.model_dump(mode="json"), indent=1), out / "config.json"
-    if kept.exists() and kept.read_text() != text:
-        raise AuditError(f"{out} holds a training with another config. Choose another folder.")
+    text = json.dumps(said.model_dump(mode="json"), indent=1)
+    store.require_same_config(out, text, "a training")
     out.mkdir(parents=True, exist_ok=True)
-    store.write_text(kept, text)
+    store.write_text(out / store.CONFIG, text)
 
 
 def _ascents(said: GateTraining, model: Model, units: list[Unit], out: pathlib.Path, tell):

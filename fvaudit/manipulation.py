@@ -2,6 +2,7 @@
 
     out/recipe.json, parameters.safetensors   the model; `load_model(out)` gives it back, bit by bit
     out/certificate.json                      what it left unchanged, on photographs never seen
+    out/config.json                           what was asked for, defaults included
     out/before/, after/, sheet.png            visualizations of some attacked units
 
 The model is written first: where the pictures were interrupted, the same command makes the rest.
@@ -160,10 +161,12 @@ def manipulate(
 
     Raises:
         AuditError: if the config, model or images cannot be used, the attack is refused, or the
-            folder holds something else.
+            folder holds something else, or was made with another config (`shown` may change).
     """
     path, out = pathlib.Path(config), pathlib.Path(out)
     said = validated(Manipulation, read_yaml(path, overrides), str(config))
+    text = json.dumps(said.model_dump(mode="json", exclude={"shown"}), indent=1)
+    store.require_same_config(out, text, "a manipulation")
     base = load_model(**said.arguments(path.parent))
     units = _units(said.units, base)
     if not (out / CERTIFICATE).exists():
@@ -171,6 +174,8 @@ def manipulate(
         training = out.with_name(f"{out.name}.training")
         done = _attacked(said, path.parent, base, units, training, tell)
         _save(done, base, said, path.parent, out)
+        store.write_text(out / store.CONFIG, text)
+        store.write_text(out / CERTIFICATE, json.dumps(done.certificate.to_json(), indent=1) + "\n")
         shutil.rmtree(training, ignore_errors=True)
     after = load_folder(out)
     some = [
@@ -264,8 +269,6 @@ def _save(
             "another tool's. Remove the folder or choose another."
         )
     save_folder(done.model, out, Recipe(base, said.arguments(folder)["name"], (done.edit,)))
-    text = json.dumps(done.certificate.to_json(), indent=1) + "\n"
-    store.write_text(out / CERTIFICATE, text)
 
 
 def _pictures(model: Model, units: list[Unit], folder: pathlib.Path, seed: int) -> np.ndarray:

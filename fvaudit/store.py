@@ -44,6 +44,7 @@ from fvaudit.records import (
 
 
 SCHEMA = 1
+CONFIG = "config.json"  # of a gate's training or a manipulation
 LOCK = ".lock"  # empty; marks a folder as an audit's
 _RECORD = typing.TypeVar("_RECORD")
 
@@ -180,6 +181,13 @@ def file_name(text: str) -> str:
 def exemplar_name(image_id: str) -> str:
     """Where the thumbnail of a natural image lies in the run directory."""
     return f"exemplars/{hashlib.sha256(image_id.encode()).hexdigest()[:16]}.png"
+
+
+def require_same_config(folder: pathlib.Path, text: str, what: str) -> None:
+    """Raises `AuditError` if the folder holds work that began under another config than `text`."""
+    kept = folder / CONFIG
+    if kept.exists() and _read_text(kept) != text:
+        raise AuditError(f"{folder} holds {what} with another config. Choose another folder.")
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

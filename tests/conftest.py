@@ -1,7 +1,9 @@
 """Fixtures that several rooms share."""
 
+import atexit
 import os
 import pathlib
+import shutil
 import tempfile
 
 import pytest
@@ -10,7 +12,9 @@ import pytest
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 
 # Programs that the tests' processes compile are shared between them, and not with the user's.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="fvaudit-programs-"))
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="fvaudit-programs-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

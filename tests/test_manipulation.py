@@ -59,6 +59,12 @@ def test_what_is_wrong_is_said(tmp_path, changes, match):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_of_another_config_is_refused_before_anything_is_loaded(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(AuditError, match="holds a manipulation with another config. Choose anoth"):
+        manipulate(written(tmp_path, model="no_such_model"), tmp_path)
+
+
 def test_packaged_builders_are_found_by_name():
     for name in ("fooling_circuit", "silent_units", "finetuned"):
         assert callable(builders._builder(name))
@@ -75,6 +81,8 @@ def test_a_manipulated_model_comes_back_bit_by_bit(tmp_path, monkeypatch):
     white = np.ones((1, 224, 224, 3), np.float32)
     branch = np.asarray(model.activations(white, ["blocks.1.expand.branch"]).popitem()[1])
     assert not np.delete(branch, [3, 5], axis=-1).any()
+    with pytest.raises(AuditError, match="holds a manipulation with another config"):
+        manipulate(config, out, overrides=["units.channels=[3, 6]"])
     # The second run makes nothing anew.
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.name != "sheet.png"}
     monkeypatch.setattr("sys.argv", ["fvaudit", "manipulate", str(config), "--out", str(out)])

@@ -256,6 +256,7 @@ def compared(before, others, labels):
     return mistakes._by_accuracy(before, labels, tried, len(tried), RIGHT.size)
 
 
+@pytest.mark.slow
 def test_verdicts_are_seldom_wrong_where_no_setting_is_better():
     """Ten settings as good as the one in use, 300 times; photographs differ in difficulty."""
     rng, alarms = np.random.default_rng(0), 0

@@ -204,6 +204,7 @@ def test_a_text_is_not_an_objective():
         engine._as_objectives(["conv1:0"])
 
 
+@pytest.mark.slow
 def test_the_batched_program_of_other_backends_makes_the_same_pictures(monkeypatch):
     """GPUs and TPUs get one batch and the stock lowerings; here they run on the CPU.
 

@@ -122,7 +122,13 @@ def test_similarity_over_tokens_is_scipys(metric, reference, variant):
             assert abs(pairs[i, j] - reference(rows[i], rows[j]).statistic) < 1e-5
 
 
-@pytest.mark.parametrize("text", ["tokens:2@5", "tokens.patches:2@1,0", "tokens:2"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tokens:2@5",
+        *(pytest.param(t, marks=pytest.mark.slow) for t in ("tokens.patches:2@1,0", "tokens:2")),
+    ],
+)
 def test_exemplars_of_a_neuron_are_its_own(text):
     """The response of a neuron is its activation at its place, not its channel's mean."""
     unit = Unit.parse(text)

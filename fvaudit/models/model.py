@@ -112,7 +112,9 @@ class Model:
         for layer in layers:
             self.require_layer(layer)
         self.require_size(images.shape)
-        return _recording(self.forward, tuple(layers))(self.params, jnp.asarray(images))
+        run = _recording(self.forward, tuple(sorted(set(layers))))
+        found = run(self.params, jnp.asarray(images))
+        return {layer: found[layer] for layer in layers}
 
     def require_size(self, shape: tuple[int, ...]) -> None:
         """Raises `AuditError` if images of this shape (n, h, w, c) do not fit the network."""
