@@ -8,6 +8,7 @@ Nothing heavy is imported before a verb needs it, so `--help` answers at once.
 
 import contextlib
 import enum
+import functools
 import json
 import pathlib
 import sys
@@ -194,11 +195,14 @@ def viz_command(
     set_: InputKeys = None,
     allow_download: AllowDownload = False,
 ) -> None:
-    """Visualize units: one PNG each, and a contact sheet."""
+    """Visualize units: one PNG each, and a contact sheet.
+
+    Pictures that the folder holds already, made in the same way, are kept.
+    """
     from fvaudit import pictures
     from fvaudit.optvis.objectives import of_unit
     from fvaudit.optvis.recipes import recipe as named_recipe
-    from fvaudit.optvis.render import Job, render
+    from fvaudit.optvis.render import Job
     from fvaudit.records import Unit
 
     loaded = _model(model, weights, input_, set_, allow_download)
@@ -207,13 +211,9 @@ def viz_command(
     for unit in wanted:  # said before anything is compiled
         loaded.require_unit(unit)
     jobs = [Job(of_unit(unit), r) for unit in wanted for r in range(repeats)]
-    out.mkdir(parents=True, exist_ok=True)  # fails before the pictures take time, not after
-    made = []
     with _progress() as listener:
-        watch = _steps_shown(listener, jobs)
-        for job, ascent in render(loaded, jobs, chosen, seed, watch=watch):
-            pictures.save(out, job, ascent, pictures.provenance(job, ascent, chosen, seed, loaded))
-            made.append((job, ascent))
+        watching = functools.partial(_steps_shown, listener)
+        made = pictures.make(out, jobs, chosen, seed, loaded, watching)
     pictures.save_sheet(out / "sheet.png", made, columns=repeats if repeats > 1 else 8)
     print(f"{len(jobs)} picture{'s' if len(jobs) > 1 else ''} and sheet.png in {out}")
     dead = [f"{job.objective} (repeat {job.repeat})" for job, ascent in made if not ascent.alive]

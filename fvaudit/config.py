@@ -48,8 +48,8 @@ class Input(Section):
     mode: Literal["caffe", "tf", "torch"] | None = pydantic.Field(
         default=None, description="of Keras's preprocess_input: stands for range and order"
     )
-    order: Literal["RGB", "BGR"] | None = pydantic.Field(
-        default=None, description="of the colours that the first layer sees"
+    order: Literal["RGB", "BGR", "gray"] | None = pydantic.Field(
+        default=None, description="of the colours that the first layer sees; gray for one number"
     )
     resize: Count | None = pydantic.Field(
         default=None, description="side of a photograph before its centre is cut out, in pixels"

@@ -39,7 +39,7 @@ from fvaudit.models.model import Model
 from fvaudit.models.zoo import load_model
 from fvaudit.optvis.objectives import of_unit
 from fvaudit.optvis.recipes import recipe
-from fvaudit.optvis.render import Job, render
+from fvaudit.optvis.render import Job
 from fvaudit.records import SEEDS, AuditError, Unit
 from fvaudit.yamlfile import Section, read_yaml, validated
 
@@ -255,7 +255,10 @@ def _aim(text: str, folder: pathlib.Path, model: Model) -> Any:
     except BadImage as error:
         raise AuditError(f"{path} cannot be shown: {error}.") from None
     rows, columns = model.input.size
-    return np.asarray(ImageOps.fit(picture, (columns, rows)), np.float32) / 255
+    fitted = ImageOps.fit(
+        picture.convert("L" if len(model.input.mean) == 1 else "RGB"), (columns, rows)
+    )
+    return np.atleast_3d(np.asarray(fitted, np.float32) / 255)
 
 
 def _save(
@@ -272,11 +275,7 @@ def _save(
 
 
 def _pictures(model: Model, units: list[Unit], folder: pathlib.Path, seed: int) -> np.ndarray:
-    """One picture a unit, made unless its file exists."""
-    chosen = recipe("fourier", model.input)
+    """One picture a unit, made unless the folder holds it."""
     jobs = [Job(of_unit(unit), 0) for unit in units]
-    files = [folder / pictures.file_name(str(job.objective), 0) for job in jobs]
-    missing = [job for job, file in zip(jobs, files, strict=True) if not file.exists()]
-    for job, ascent in render(model, missing, chosen, seed):
-        pictures.save(folder, job, ascent, pictures.provenance(job, ascent, chosen, seed, model))
-    return pictures.read(files)
+    made = pictures.make(folder, jobs, recipe("fourier", model.input), seed, model)
+    return np.concatenate([ascent.images for _, ascent in made])

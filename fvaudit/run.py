@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from PIL import Image
 
 import fvaudit
 from fvaudit import checks, pictures, store
@@ -372,8 +371,8 @@ def _save_exemplars(folder, images: ImageSet, result: UnitResult) -> None:
     for image_id in result.exemplars:
         path = folder / store.exemplar_name(image_id)
         if not path.exists():
-            whole = Image.fromarray(pictures.eight_bit(images.pixels[index[image_id]]))
-            store.write_bytes(path, pictures.png(np.asarray(whole.resize((112, 112)))))
+            small = pictures.drawn(images.pixels[index[image_id]]).resize((112, 112))
+            store.write_bytes(path, pictures.png(np.atleast_3d(np.asarray(small))))
 
 
 def _derive(folder: pathlib.Path, config: Config, listener: Listener) -> None:

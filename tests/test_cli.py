@@ -132,8 +132,9 @@ def test_viz_writes_pictures_and_a_sheet(call, tmp_path, monkeypatch):
         cell = np.asarray(picture)
     assert notes["fvaudit:objective"] == "conv2:3@1,2" and notes["fvaudit:repeat"] == "1"
     sheet = np.asarray(Image.open(tmp_path / "v" / "sheet.png"))
-    assert sheet.shape == (2 * (24 + 16 + 8) + 8, 2 * (24 + 8) + 8, 3)
-    np.testing.assert_array_equal(sheet[56:80, 40:64], cell)  # second row, second column
+    assert sheet.shape == (2 * (96 + 16 + 8) + 8, 2 * (96 + 8) + 8, 3)
+    enlarged = cell.repeat(4, 0).repeat(4, 1)
+    np.testing.assert_array_equal(sheet[128:224, 112:208], enlarged)  # second row and column
 
 
 def test_viz_refuses_what_is_no_unit(call, tmp_path, monkeypatch):

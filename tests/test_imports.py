@@ -59,7 +59,7 @@ ALLOWED = {
     "store": {"records"},
     "doctor": {"records", "data", "models"},
     "plan": {"records", "config", "data", "models", "optvis"},
-    "pictures": {"models", "optvis", "store"},
+    "pictures": {"records", "models", "optvis", "store"},
     "run": {
         "records",
         "pictures",

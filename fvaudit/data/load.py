@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import math
 import pathlib
+import re
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -71,7 +72,8 @@ def load_images(
 
     Args:
         spec: a folder of images, a folder with a folder per class, a zip of either, an `.npz`
-            (`images` (n, h, w, 3) uint8, or float in [0, 1]; optionally `labels`, `ids`, `group`),
+            (`images` (n, h, w, 3), or (n, h, w, 1) for gray ones, uint8 or float in [0, 1];
+            optionally `labels`, `ids`, `group`),
             or "samples".
         model: gives input size, resize rule, and class names for class folders.
         limit: at most this many photographs, spread evenly over classes and drawn by the seed.
@@ -83,8 +85,14 @@ def load_images(
 
     Raises:
         AuditError: if the source does not exist, holds no usable image, names unknown classes,
-            would not fit in memory, or has bad images that are refused.
+            would not fit in memory, or has bad images that are refused; or if the model takes
+            neither colours nor gray.
     """
+    if (channels := len(model.input.mean)) not in (1, 3):
+        raise AuditError(
+            f"The model takes {channels} numbers a pixel; photographs have 3, or 1 if gray. Make "
+            "an fvaudit.ImageSet of your own arrays and use the calls that take one."
+        )
     if crops < 1 or (limit is not None and limit < 1):
         raise AuditError(f"crops and limit must be at least 1, got crops={crops}, limit={limit}.")
     if on_bad not in ("skip", "refuse"):
@@ -138,7 +146,7 @@ def _labels(path: pathlib.Path, entries: list[Entry], classes) -> list[int]:
             f"{path} holds images beside class folders ({loose}, {folders[1]}/). Move the images "
             "into folders, or say that folders are no classes (images.labels: false)."
         )
-    known = _class_names(classes)
+    known = _class_names(classes) or {f: int(f) for f in folders if _INDEX.fullmatch(f)}
     unknown = [f for f in folders if _key(f) not in known]
     if unknown:
         near = difflib.get_close_matches(_key(unknown[0]), known, n=1)
@@ -150,6 +158,9 @@ def _labels(path: pathlib.Path, entries: list[Entry], classes) -> list[int]:
             "(images.labels: false)."
         )
     return [known[_key(e.folder)] for e in entries]
+
+
+_INDEX = re.compile("[0-9]{1,6}")  # what a class folder is called where classes have no names
 
 
 def _class_names(classes) -> dict[str, int]:
@@ -211,8 +222,10 @@ def _require_plausible(path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) 
 
 
 def _require_pictures(path: pathlib.Path, images: np.ndarray) -> None:
-    if images.ndim != 4 or images.shape[3] != 3:
-        raise AuditError(f"{path}: 'images' has shape {images.shape}, expected (n, h, w, 3).")
+    if images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise AuditError(
+            f"{path}: 'images' has shape {images.shape}, expected (n, h, w, 3), or (n, h, w, 1)."
+        )
     if images.dtype == np.uint8:
         return
     inside = images.dtype.kind == "f" and images.size and images.min() >= 0 and images.max() <= 1
@@ -224,9 +237,8 @@ def _require_pictures(path: pathlib.Path, images: np.ndarray) -> None:
 
 
 def _picture(array: np.ndarray) -> Image.Image:
-    if array.dtype == np.uint8:
-        return Image.fromarray(array)
-    return Image.fromarray(np.round(array * 255).astype(np.uint8))
+    eight_bit = array if array.dtype == np.uint8 else np.round(array * 255).astype(np.uint8)
+    return Image.fromarray(np.broadcast_to(eight_bit, (*array.shape[:2], 3)))
 
 
 def _limited(found: list[_Photograph], limit: int | None, seed: int) -> list[int]:
@@ -243,7 +255,7 @@ def _limited(found: list[_Photograph], limit: int | None, seed: int) -> list[int
 
 def _require_memory(photographs: int, crops: int, model: ForModel) -> None:
     height, width = model.input.size
-    needed = photographs * crops * height * width * 3 * 4
+    needed = photographs * crops * height * width * len(model.input.mean) * 4
     if needed > MAX_MEMORY:
         fit = MAX_MEMORY * photographs // needed
         remedy = f"set limit to {fit} or fewer" if fit else "ask for fewer crops or a smaller input"
@@ -263,7 +275,14 @@ def _cut(photograph: _Photograph, spec: Any, crops: int, seed: int) -> list[np.n
     stream = hashlib.sha256(photograph.name.encode()).digest()[:8]
     rng = np.random.default_rng([seed, int.from_bytes(stream, "little")])
     cut += [_random_crop(picture, spec, rng) for _ in range(crops - 1)]
-    return [np.asarray(c, np.float32) / 255 for c in cut]
+    return [_values(c, spec) for c in cut]
+
+
+def _values(picture: Image.Image, spec: Any) -> np.ndarray:
+    """(h, w, c) in [0, 1]; gray, where the model takes that, is ITU-R 601's, as in torchvision."""
+    if len(spec.mean) == 1:
+        return np.asarray(picture.convert("L"), np.float32)[..., None] / 255
+    return np.asarray(picture, np.float32) / 255
 
 
 def centre_crop(picture: Image.Image, spec: Any) -> Image.Image:
@@ -283,7 +302,8 @@ def centre_crop(picture: Image.Image, spec: Any) -> Image.Image:
     left, top = _offset(resized.width, width), _offset(resized.height, height)
     if spec.fit != "pad":
         return resized.crop((left, top, left + width, top + height))
-    framed = Image.new("RGB", (width, height), tuple(round(255 * v) for v in spec.mean))
+    ground = spec.mean if len(spec.mean) == 3 else spec.mean * 3
+    framed = Image.new("RGB", (width, height), tuple(round(255 * v) for v in ground))
     framed.paste(resized, (-left, -top))
     return framed
 

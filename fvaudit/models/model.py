@@ -31,7 +31,7 @@ Forward = Callable[[Any, Float[Array, "n h w c"], Tap], Array]  # (params, image
 Activations = dict[str, Float[Array, "n ..."]]
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "hamming", "box")  # Pillow's
-ORDERS = ("RGB", "BGR")
+ORDERS = ("RGB", "BGR", "gray")
 FITS = ("crop", "pad", "squash")
 MAX_SIDE = 4096  # of input and of resized photographs, in pixels: far above any network's
 
@@ -49,7 +49,8 @@ class InputSpec:
     std: tuple[float, ...]  # and then divided by
     resize: int  # side of a photograph, before its centre is cut out, in pixels
     interpolation: str = "bicubic"  # of that resize, one of INTERPOLATIONS
-    order: str = "RGB"  # of the colours that the first layer sees; mean and std are given as RGB
+    order: str = "RGB"  # of the colours that the first layer sees; mean and std are given as RGB;
+    # "gray" for a network that takes one number a pixel
     fit: str = "crop"  # what gets the length `resize`: "crop" the short side, "pad" the long one
     # (what is missing shows the mean colour), "squash" both (for a square `size`)
 
@@ -65,6 +66,8 @@ class InputSpec:
         for key, known in (("interpolation", INTERPOLATIONS), ("order", ORDERS), ("fit", FITS)):
             if getattr(self, key) not in known:
                 raise AuditError(f"{key} is {getattr(self, key)!r}; known: {', '.join(known)}.")
+        if self.order == "gray" and len(self.mean) != 1:
+            raise AuditError(f"order 'gray' needs one mean and one std; got {self.mean}.")
 
     def normalise(self, images: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         """Pixels in [0, 1], RGB, to what the first layer expects."""

@@ -101,8 +101,9 @@ def trajectory(folder: pathlib.Path, name: str) -> Trajectory | None:
             shots, steps, trace = file["shots"], file["steps"], file["trace"]
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
         return None
-    if shots.ndim != 4 or shots.dtype != np.uint8 or not len(shots):
+    if shots.ndim != 4 or shots.shape[3] not in (1, 3) or shots.dtype != np.uint8 or not len(shots):
         return None
+    shots = np.broadcast_to(shots, (*shots.shape[:3], 3))  # gray ones too
     kept = np.unique(np.linspace(0, len(shots) - 1, min(FRAMES, len(shots))).round().astype(int))
     marks = tuple(int(steps[i]) for i in kept)
     return Trajectory(shots[kept], marks, tuple(map(float, trace)))

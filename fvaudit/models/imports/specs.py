@@ -8,7 +8,8 @@ said, and not read from metadata, is listed in the error. Every source becomes t
     mean: [0.485, 0.456, 0.406]   #   subtracted, as RGB
     std: [0.229, 0.224, 0.225]    #   and divided by
     units: 0..1                   #   of mean and std: 0..1 or 0..255
-    order: RGB                    # or BGR: of the colours that the first layer sees
+    order: RGB                    # or BGR: of the colours that the first layer sees; or gray, for
+                                  #   one number a pixel: then mean and std are one number too
     resize: 256                   # side of a photograph before its centre is cut out; or crop_pct
     fit: crop                     # the side that resize means: crop short, pad long, squash both
     interpolation: bilinear
@@ -54,7 +55,7 @@ _NEEDED = {
     "range": "range: what black and white become, as in [0, 1]; or mean and std with units "
     "0..1 or 0..255; or mode: caffe, tf or torch",
     "units": "units: of mean and std, 0..1 or 0..255",
-    "order": "order: of the colours, RGB or BGR",
+    "order": "order: of the colours, RGB or BGR; or gray",
     "resize": "resize: side of a photograph in pixels before its centre is cut out; or crop_pct",
     "interpolation": "interpolation: of that resize, as in bilinear or bicubic",
 }
@@ -197,18 +198,19 @@ def _size(size: Any, what: str) -> tuple[int, int]:
 
 
 def _affine(said: Mapping[str, Any], what: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) of pixels in [0, 1]."""
+    """(mean, std) of pixels in [0, 1], a number a channel."""
+    channels = 1 if said["order"] == "gray" else 3
     if "range" in said:
         low, high = _finite(said["range"], 2, "range", what)
         if low == high:
             raise AuditError(
                 f"input of {what}: range is {[low, high]}; black and white must differ."
             )
-        return (-low / (high - low),) * 3, (1 / (high - low),) * 3
+        return (-low / (high - low),) * channels, (1 / (high - low),) * channels
     if said["units"] not in UNITS:
         raise AuditError(f"input of {what}: units is {said['units']!r}; expected 0..1 or 0..255.")
     unit = UNITS[said["units"]]
-    mean, std = (_finite(said[key], 3, key, what) for key in ("mean", "std"))
+    mean, std = (_finite(said[key], channels, key, what) for key in ("mean", "std"))
     if unit == 1 and max(map(abs, (*mean, *std))) > 2:
         raise AuditError(
             f"input of {what}: mean {list(mean)} and std {list(std)} are not of pixels in 0..1. "
@@ -218,8 +220,9 @@ def _affine(said: Mapping[str, Any], what: str) -> tuple[tuple[float, ...], tupl
 
 
 def _finite(values: Any, count: int, key: str, what: str) -> tuple[float, ...]:
-    """`count` numbers; one number stands for three."""
-    many: Any = (values,) * count if isinstance(values, int | float) and count == 3 else values
+    """`count` numbers; one number alone stands for as many colours."""
+    alone = isinstance(values, int | float) and count != 2
+    many: Any = (values,) * count if alone else values
     sequence = isinstance(many, Sequence) and not isinstance(many, str) and len(many) == count
     if not sequence or not all(isinstance(v, int | float) and math.isfinite(v) for v in many):
         raise AuditError(f"input of {what}: {key} is {values!r}; expected {count} numbers.")
@@ -231,7 +234,7 @@ def _resize(said: Mapping[str, Any], size: tuple[int, int], what: str) -> int:
         if not isinstance(said["resize"], int) or said["resize"] < 1:
             raise AuditError(f"input of {what}: resize is {said['resize']!r}; expected pixels.")
         return said["resize"]
-    (share,) = _finite([said["crop_pct"]], 1, "crop_pct", what)
+    (share,) = _finite(said["crop_pct"], 1, "crop_pct", what)
     if not 0 < share <= 2 or size[0] != size[1]:
         raise AuditError(
             f"input of {what}: crop_pct is {share} for the size {size}; expected a share such as "

@@ -55,8 +55,9 @@ def settings(spec: InputSpec, *, reloads: bool, thorough: bool) -> list[Setting]
         reloads: whether photographs can be loaded again with another resize rule or size.
         thorough: whether rarer mistakes are tried too, and all that needs photographs again.
     """
-    if len(spec.mean) != 3:
-        return list(_layouts(spec))
+    if len(spec.mean) != 3:  # no colours to be exchanged, no conventions to be taken for another
+        plain = [*_ranges(spec), *_exchanged(spec), *_layouts(spec)]
+        return [*plain, *(_fits(spec) if reloads and thorough else ())]
     common = [*_orders(spec), *_ranges(spec), *_conventions(spec, COMMON), *_exchanged(spec)]
     if not thorough:
         return common
@@ -155,6 +156,8 @@ def _layouts(spec: InputSpec) -> Iterator[Setting]:
                   lambda x: x[:, ::-1])  # fmt: skip
     yield Setting("negative", "black and white are exchanged", "Take 1 minus the images.",
                   lambda x: 1 - x)  # fmt: skip
+    if channels == 1:  # one plane is the same either way
+        return
     yield Setting(
         "planes read as pixels",
         "the layout is wrong: channel planes (n, c, h, w) were reshaped to (n, h, w, c)",
