@@ -1,6 +1,7 @@
 """A network of one number a pixel, trained on the digits that scikit-learn ships: all the way."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
@@ -119,6 +120,11 @@ def test_photographs_lose_their_colours_and_nothing_else(model, photos, digits, 
 
 
 def test_other_numbers_of_channels_are_refused_in_words(model, photos):
+    (photos / "10").mkdir()
+    (photos / "10" / "a.png").write_bytes(next((photos / "0").iterdir()).read_bytes())
+    with pytest.raises(AuditError, match="class folders 10 name no class of the model; nearest"):
+        fv.load_images(photos, model)  # which has ten, 0 to 9
+    shutil.rmtree(photos / "10")
     two = dataclasses.replace(model, input=fv.InputSpec((8, 8), (0.0,) * 2, (1.0,) * 2, 8))
     with pytest.raises(AuditError, match="takes 2 numbers a pixel; photographs have 3, or 1"):
         fv.load_images(photos, two)

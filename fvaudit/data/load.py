@@ -6,11 +6,11 @@ time), drawn from a stream of the photograph's own: which other photographs are 
 matter. Crops of one photograph share its `group`.
 """
 
+import dataclasses
 import difflib
 import hashlib
 import math
 import pathlib
-import re
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,6 +49,21 @@ class ForModel(Protocol):
     def input(self) -> Any: ...
     @property
     def classes(self) -> Sequence[Classes]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _Numbered:
+    """A class of a model that has no names for them."""
+
+    index: int
+    wnid: str
+    name: str
+
+
+def _numbered(model: ForModel) -> list[_Numbered]:
+    """The classes that the logits tell apart, each called by its number."""
+    (*_, outputs) = getattr(model, "shapes", {}).get("logits", (0,))
+    return [_Numbered(i, str(i), str(i)) for i in range(outputs)]
 
 
 class _Photograph(NamedTuple):
@@ -97,7 +112,8 @@ def load_images(
         raise AuditError(f"crops and limit must be at least 1, got crops={crops}, limit={limit}.")
     if on_bad not in ("skip", "refuse"):
         raise AuditError(f"on_bad must be 'skip' or 'refuse', got {on_bad!r}.")
-    found, group = _photographs(spec, model.classes if classes is None else classes, labels)
+    known = classes if classes is not None else model.classes or _numbered(model)
+    found, group = _photographs(spec, known, labels)
     chosen = _limited(found, limit, seed)
     _require_memory(len(chosen), crops, model)
     with ThreadPoolExecutor(THREADS) as pool:
@@ -146,7 +162,7 @@ def _labels(path: pathlib.Path, entries: list[Entry], classes) -> list[int]:
             f"{path} holds images beside class folders ({loose}, {folders[1]}/). Move the images "
             "into folders, or say that folders are no classes (images.labels: false)."
         )
-    known = _class_names(classes) or {f: int(f) for f in folders if _INDEX.fullmatch(f)}
+    known = _class_names(classes)
     unknown = [f for f in folders if _key(f) not in known]
     if unknown:
         near = difflib.get_close_matches(_key(unknown[0]), known, n=1)
@@ -158,9 +174,6 @@ def _labels(path: pathlib.Path, entries: list[Entry], classes) -> list[int]:
             "(images.labels: false)."
         )
     return [known[_key(e.folder)] for e in entries]
-
-
-_INDEX = re.compile("[0-9]{1,6}")  # what a class folder is called where classes have no names
 
 
 def _class_names(classes) -> dict[str, int]:

@@ -107,7 +107,8 @@ class Model:
     ) -> Activations:
         """Activations of `layers` for images in [0, 1], by a compiled program.
 
-        Pure, so usable under `jit` and `grad` as well.
+        Pure, so usable under `jit` and `grad` as well. Every set of layers is a program of its
+        own: what is wanted of the same images is best asked for in one call.
 
         Raises:
             AuditError: if a layer does not exist or the images have another size.
