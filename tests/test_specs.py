@@ -138,7 +138,10 @@ def test_hugging_faces_preprocessor_configs():
 
 def test_onnx_metadata():
     spec = InputSpec((24, 32), (0.1, 0.2, 0.3), (0.4, 0.5, 1 / 255), 40, "lanczos", "BGR")
-    assert input_spec(None, metadata.of_onnx(metadata.for_onnx(spec))) == spec
+    gray = InputSpec((28, 28), (0.13,), (0.31,), 28, "bilinear", "gray")
+    for known in (spec, gray):
+        assert input_spec(None, metadata.of_onnx(metadata.for_onnx(known))) == known
+    assert metadata.of_onnx({"Image.BitmapPixelFormat": "Gray8"}) == {"order": "gray"}
     official = {"Image.BitmapPixelFormat": "Bgr8", "Image.NominalPixelRange": "NominalRange_0_255"}
     rest = {"size": 24, "resize": 24, "interpolation": "box"}
     read = input_spec(rest, metadata.of_onnx(official))
@@ -146,6 +149,19 @@ def test_onnx_metadata():
     assert metadata.of_onnx({"author": "somebody"}) == {}
     with pytest.raises(AuditError, match="fvaudit.input is no JSON object"):
         metadata.of_onnx({"fvaudit.input": json.dumps([1])})
+
+
+@pytest.mark.extras
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [(("n", 3, 8, 9), (8, 9)), (("n", 8, 9, 3), (8, 9)), (("n", 1, 8, 9), (8, 9)),
+     (("n", 8, 9, 1), (8, 9))],
+)  # fmt: skip
+def test_the_size_stands_in_the_graph_of_an_onnx_file(shape, size):
+    onnx = pytest.importorskip("onnx")
+    given = onnx.helper.make_tensor_value_info("images", 1, list(shape))
+    proto = onnx.helper.make_model(onnx.helper.make_graph([], "net", [given], []))
+    assert metadata.of_onnx_model(proto) == {"size": size}
 
 
 @pytest.mark.extras

@@ -74,7 +74,7 @@ def of_onnx(properties: Mapping[str, str]) -> Said:
     """
     if KEY in properties:
         return _of_fields(parsed_json(properties[KEY], f"metadata {KEY}"))
-    orders = {"Rgb8": "RGB", "Bgr8": "BGR", "Rgba8": "RGB", "Bgra8": "BGR"}
+    orders = {"Gray8": "gray", "Rgb8": "RGB", "Bgr8": "BGR", "Rgba8": "RGB", "Bgra8": "BGR"}
     ranges = {"NominalRange_0_255": (0, 255), "Normalized_0_1": (0, 1), "Normalized_1_1": (-1, 1)}
     order = orders.get(properties.get("Image.BitmapPixelFormat", ""))
     low_high = ranges.get(properties.get("Image.NominalPixelRange", ""))
@@ -91,7 +91,8 @@ def of_onnx_model(proto: Any) -> Said:
     sides = [d.dim_value for d in inputs[0].type.tensor_type.shape.dim]  # 0: left open
     if len(sides) != 4:
         return said
-    rows, columns = sides[1:3] if sides[3] == 3 and sides[1] != 3 else sides[2:4]
+    colours_last = sides[3] in (1, 3) and sides[1] not in (1, 3)
+    rows, columns = sides[1:3] if colours_last else sides[2:4]
     return {"size": (rows, columns), **said} if rows and columns else said
 
 
