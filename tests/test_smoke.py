@@ -74,7 +74,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 @pytest.mark.slow
 def test_killed_process_finishes_with_the_same_bytes(tmp_path):
     """SIGKILL after a few files have appeared, again and again; then the same command, unbroken."""
-    folder, target = tmp_path / "whole", tmp_path / "run"
+    folder, target = tmp_path / "whole" / "run", tmp_path / "cut" / "run"  # the report has the name
     assert run(*run_arguments(folder, DEEP)).returncode == 0
     units = units_of(folder)
     assert len(units) == 3 and units[-1]["unit"] == "logits:281"
