@@ -32,7 +32,7 @@ from fvaudit.attacks.silent import silent_units
 from fvaudit.attacks.slingshot import slingshot
 from fvaudit.config import Count, Images, Network
 from fvaudit.data import load_images
-from fvaudit.data.decode import BadImage, decode
+from fvaudit.data.decode import BadImage, decode, values
 from fvaudit.models.classes import load_classes
 from fvaudit.models.folders import RECIPE, Recipe, load_folder, save_folder
 from fvaudit.models.model import Model
@@ -255,10 +255,7 @@ def _aim(text: str, folder: pathlib.Path, model: Model) -> Any:
     except BadImage as error:
         raise AuditError(f"{path} cannot be shown: {error}.") from None
     rows, columns = model.input.size
-    fitted = ImageOps.fit(
-        picture.convert("L" if len(model.input.mean) == 1 else "RGB"), (columns, rows)
-    )
-    return np.atleast_3d(np.asarray(fitted, np.float32) / 255)
+    return values(ImageOps.fit(picture, (columns, rows)), len(model.input.mean))
 
 
 def _save(

@@ -64,10 +64,13 @@ def read(paths: Sequence[str | os.PathLike[str]]) -> Float[np.ndarray, "n h w c"
     found = []
     for path in paths:
         with Image.open(path) as file:
-            picture = file if file.mode == "L" else file.convert("RGB")
-            pixels = np.asarray(picture, np.float32) / 255
-        found.append(np.atleast_3d(pixels))
+            found.append(_pixels(file))
     return np.stack(found)
+
+
+def _pixels(file: Image.Image) -> Float[np.ndarray, "h w c"]:
+    picture = file if file.mode == "L" else file.convert("RGB")
+    return np.atleast_3d(np.asarray(picture, np.float32) / 255)
 
 
 def provenance(
@@ -99,7 +102,7 @@ def make(
     recipe: Recipe,
     seed: int,
     model: Model,
-    watching: Callable[[Sequence[Job]], Watch] = lambda jobs: lambda progress: None,
+    watching: Callable[[Sequence[Job]], Watch] | None = None,
 ) -> list[tuple[Job, Ascent]]:
     """Pictures of jobs of one image each in a folder; those that it holds already are kept.
 
@@ -119,12 +122,16 @@ def make(
     """
     drawn(np.zeros((1, 1, len(model.input.mean))))
     folder.mkdir(parents=True, exist_ok=True)  # fails before the pictures take time, not after
-    missing = [job for job in jobs if kept(folder, job, recipe, seed, model) is None]
-    watch = watching(missing) if missing else None
+    there = [kept(folder, job, recipe, seed, model) for job in jobs]
+    missing = [job for job, ascent in zip(jobs, there, strict=True) if ascent is None]
+    watch = watching(missing) if watching and missing else None
     for job, ascent in render(model, missing, recipe, seed, watch=watch):
         save(folder, job, ascent, provenance(job, ascent, recipe, seed, model))
-    there = ((job, kept(folder, job, recipe, seed, model)) for job in jobs)
-    return [(job, ascent) for job, ascent in there if ascent is not None]
+    made = [
+        (job, ascent or kept(folder, job, recipe, seed, model))
+        for job, ascent in zip(jobs, there, strict=True)
+    ]
+    return [(job, ascent) for job, ascent in made if ascent is not None]
 
 
 def kept(folder: pathlib.Path, job: Job, recipe: Recipe, seed: int, model: Model) -> Ascent | None:
@@ -135,7 +142,7 @@ def kept(folder: pathlib.Path, job: Job, recipe: Recipe, seed: int, model: Model
     path = folder / file_name(str(job.objective), job.repeat)
     try:
         with Image.open(path, formats=("PNG",)) as file:
-            file.load()
+            image = _pixels(file)[None]  # reads the file to its end, where its notes may stand
             said = {str(k).removeprefix("fvaudit:"): v for k, v in file.info.items()}
             activation = np.asarray([float(said["activation"])], np.float32)
             alive = said["alive"] == "True"
@@ -143,7 +150,7 @@ def kept(folder: pathlib.Path, job: Job, recipe: Recipe, seed: int, model: Model
         return None  # missing, cut off, or another tool's
     if any(said.get(k) != str(v) for k, v in _settings(job, recipe, seed, model).items()):
         return None
-    image, none = read([path]), np.zeros(0, np.float32)
+    none = np.zeros(0, np.float32)
     return Ascent(image, activation, none, none.reshape(0, *image.shape), alive)
 
 

@@ -1,7 +1,5 @@
 """The model protocol on a tiny network, and the default model against its references."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,16 +16,6 @@ from tests.tiny import pictures, tiny_model
 @pytest.fixture(scope="module")
 def lite0():
     return load_model("efficientnet_lite0")
-
-
-@functools.cache
-def _program(forward, layers):
-    return jax.jit(lambda params, images: record(forward, params, images, layers))
-
-
-def _all_layers(model, images):
-    """One compiled program serves every set of parameters."""
-    return _program(model.forward, model.layers)(model.params, images)
 
 
 def _relative(got, want):
@@ -115,7 +103,7 @@ def test_unit_text_round_trip_and_messages():
 def test_lite0_agrees_with_the_reference_at_every_layer(lite0, shared_data):
     expected = load_file(shared_data / "expected" / "efficientnet_lite0.safetensors")
     image = jnp.asarray(expected["input_uint8_nhwc"].astype(np.float32) / 255)
-    found = _all_layers(lite0, image)
+    found = lite0.activations(image, lite0.layers)
     assert _relative(found["logits"][0], expected["logits"]) < 1e-4
     compared = 0
     for name in expected:
@@ -135,7 +123,7 @@ def test_lite0_agrees_with_pytorch_at_every_tapped_layer(lite0):
     """The same weights in PyTorch's own operators; padding by TensorFlow's rule."""
     torch = pytest.importorskip("torch", reason="PyTorch is the oracle of this test")
     image = np.random.default_rng(0).random((1, 224, 224, 3)).astype(np.float32)
-    ours = _all_layers(lite0, image)
+    ours = lite0.activations(image, lite0.layers)
     theirs = _torch_forward(torch, image)
     assert set(theirs) == set(ours)
     for layer, want in theirs.items():
@@ -202,7 +190,7 @@ def test_checkpoint_that_does_not_fit_is_refused():
 def test_random_weights_keep_activations_near_one():
     model = random_model("efficientnet_lite0", 1)
     image = np.random.default_rng(0).random((1, 224, 224, 3)).astype(np.float32)
-    found = _all_layers(model, image)
+    found = model.activations(image, model.layers)
     sizes = {name: float(jnp.sqrt((x**2).mean())) for name, x in found.items()}
     assert all(0.1 < size < 10 for size in sizes.values()), sizes
 

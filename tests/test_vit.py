@@ -12,7 +12,7 @@ from scipy import stats
 import fvaudit as fv
 from fvaudit.evidence.activations import collect
 from fvaudit.evidence.similarity import similarity_matrix
-from fvaudit.models.model import InputSpec, build, record
+from fvaudit.models.model import InputSpec, build
 from fvaudit.models.nets import vit
 from fvaudit.models.zoo import random_model
 from fvaudit.records import AuditError, Unit
@@ -96,13 +96,8 @@ def test_views_that_nobody_edits_leave_no_trace():
     assert not re.search(r"\b(concatenate|slice|pad|copy)\(", program), program
 
 
-@functools.cache
-def _program(forward):
-    return jax.jit(lambda p, images: record(forward, p, images, ["logits"])["logits"])
-
-
 def _logits(model, image):
-    return _program(model.forward)(model.params, image)
+    return model.activations(image, ["logits"])["logits"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Networks of the zoo against torchvision's and timm's, on state dicts that PyTorch saved."""
 
-import functools
 import re
 from typing import NamedTuple
 
@@ -11,7 +10,6 @@ import pytest
 from flax import nnx
 
 from fvaudit.models import zoo
-from fvaudit.models.model import record
 from fvaudit.models.nets import vit
 from fvaudit.models.trunk import trunk
 from fvaudit.models.zoo import load_model, random_model
@@ -59,7 +57,7 @@ def test_every_layer_agrees(peer, tmp_path):
     net = _random_peer(peer)
     model = load_model(peer.ours, _saved(net, tmp_path / f"weights{peer.suffix}"))
     image = np.random.default_rng(0).random((1, 224, 224, 3), np.float32)
-    ours = _all_layers(model, image)
+    ours = model.activations(image, model.layers)
     theirs = _activations(net, _modules(peer, model), model.input, image)
     unseen = [v for v in model.layers if v not in theirs]
     assert all(".heads" in v for v in unseen) and (not unseen or peer.package == "torchvision")
@@ -87,15 +85,6 @@ def test_files_of_older_torchvisions_are_read():
     found = [vit.TORCHVISION.plain(name.format(i)) for i in (1, 2)]
     wanted = [vit.TORCHVISION.name(("blocks", 3, "mlp", f"fc{i}", "kernel")) for i in (1, 2)]
     assert found == wanted == [name.format("").replace("linear_", str(i)) for i in (0, 3)]
-
-
-def _all_layers(model, image):
-    return _program(model.forward, model.layers)(model.params, image)
-
-
-@functools.cache
-def _program(forward, layers):
-    return jax.jit(lambda params, images: record(forward, params, images, layers))
 
 
 def _relative(got, want):
@@ -263,7 +252,7 @@ def test_trunks_are_listed_rightly(name):
 def test_random_weights_keep_activations_near_one(name):
     model = random_model(name, 1)
     image = np.random.default_rng(0).random((1, 224, 224, 3), np.float32)
-    found = _all_layers(model, image)
+    found = model.activations(image, model.layers)
     sizes = {layer: float(jnp.sqrt((x**2).mean())) for layer, x in found.items()}
     assert all(0.1 < size < 10 for size in sizes.values()), sizes
 

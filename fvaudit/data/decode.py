@@ -9,6 +9,7 @@ import io
 import warnings
 
 import numpy as np
+from jaxtyping import Float
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 
@@ -42,6 +43,12 @@ def decode(content: bytes) -> Image.Image:
             raise BadImage(f"more than {MAX_PIXELS // 10**6} megapixels") from None
         except Exception as error:  # decoders raise nearly anything on damaged data
             raise BadImage(f"cannot be decoded ({type(error).__name__}: {error})") from None
+
+
+def values(picture: Image.Image, channels: int) -> Float[np.ndarray, "h w c"]:
+    """An RGB picture's values in [0, 1]; for one channel gray by ITU-R 601, as in torchvision."""
+    chosen = picture.convert("L") if channels == 1 else picture
+    return np.atleast_3d(np.asarray(chosen, np.float32) / 255)
 
 
 def _require_size(picture: Image.Image) -> None:

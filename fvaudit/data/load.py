@@ -6,20 +6,19 @@ time), drawn from a stream of the photograph's own: which other photographs are 
 matter. Crops of one photograph share its `group`.
 """
 
-import dataclasses
 import difflib
 import hashlib
 import math
 import pathlib
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
-from fvaudit.data.decode import MAX_PIXELS, BadImage, decode
+from fvaudit.data.decode import MAX_PIXELS, BadImage, decode, values
 from fvaudit.data.samples import samples
 from fvaudit.data.sources import Entry, folder_entries, zip_entries
 from fvaudit.records import AuditError, ImageSet
@@ -49,21 +48,6 @@ class ForModel(Protocol):
     def input(self) -> Any: ...
     @property
     def classes(self) -> Sequence[Classes]: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class _Numbered:
-    """A class of a model that has no names for them."""
-
-    index: int
-    wnid: str
-    name: str
-
-
-def _numbered(model: ForModel) -> list[_Numbered]:
-    """The classes that the logits tell apart, each called by its number."""
-    (*_, outputs) = getattr(model, "shapes", {}).get("logits", (0,))
-    return [_Numbered(i, str(i), str(i)) for i in range(outputs)]
 
 
 class _Photograph(NamedTuple):
@@ -112,8 +96,10 @@ def load_images(
         raise AuditError(f"crops and limit must be at least 1, got crops={crops}, limit={limit}.")
     if on_bad not in ("skip", "refuse"):
         raise AuditError(f"on_bad must be 'skip' or 'refuse', got {on_bad!r}.")
-    known = classes if classes is not None else model.classes or _numbered(model)
-    found, group = _photographs(spec, known, labels)
+    names = (
+        _class_names(model.classes) or _numbers(model) if classes is None else _class_names(classes)
+    )
+    found, group = _photographs(spec, names, labels)
     chosen = _limited(found, limit, seed)
     _require_memory(len(chosen), crops, model)
     with ThreadPoolExecutor(THREADS) as pool:
@@ -121,7 +107,9 @@ def load_images(
     return _assembled(spec, found, group, chosen, cut, crops, on_bad)
 
 
-def _photographs(spec: Any, classes, labelled: bool) -> tuple[list[_Photograph], list[int]]:
+def _photographs(
+    spec: Any, names: Mapping[str, int], labelled: bool
+) -> tuple[list[_Photograph], list[int]]:
     """All photographs that a spec names, sorted by name, and the group of each."""
     if spec == "samples":
         found = [
@@ -144,7 +132,7 @@ def _photographs(spec: Any, classes, labelled: bool) -> tuple[list[_Photograph],
         raise AuditError(f"{path} is neither a folder nor a .zip nor an .npz of images.")
     if not entries:
         raise AuditError(f"{path} holds no image files (.jpg, .png, .webp, ...).")
-    labels = _labels(path, entries, classes) if labelled else [-1] * len(entries)
+    labels = _labels(path, entries, names) if labelled else [-1] * len(entries)
     found = [
         _Photograph(e.name, label, lambda e=e: decode(e.read()))
         for e, label in zip(entries, labels, strict=True)
@@ -152,7 +140,7 @@ def _photographs(spec: Any, classes, labelled: bool) -> tuple[list[_Photograph],
     return found, list(range(len(found)))
 
 
-def _labels(path: pathlib.Path, entries: list[Entry], classes) -> list[int]:
+def _labels(path: pathlib.Path, entries: list[Entry], names: Mapping[str, int]) -> list[int]:
     folders = sorted({e.folder for e in entries})
     if folders == [""]:
         return [-1] * len(entries)
@@ -162,10 +150,9 @@ def _labels(path: pathlib.Path, entries: list[Entry], classes) -> list[int]:
             f"{path} holds images beside class folders ({loose}, {folders[1]}/). Move the images "
             "into folders, or say that folders are no classes (images.labels: false)."
         )
-    known = _class_names(classes)
-    unknown = [f for f in folders if _key(f) not in known]
+    unknown = [f for f in folders if _key(f) not in names]
     if unknown:
-        near = difflib.get_close_matches(_key(unknown[0]), known, n=1)
+        near = difflib.get_close_matches(_key(unknown[0]), names, n=1)
         hint = f"; nearest to {unknown[0]!r} is {near[0]!r}" if near else ""
         raise AuditError(
             f"{path}: class folders {', '.join(unknown[:5])} name no class of the model{hint}. "
@@ -173,7 +160,7 @@ def _labels(path: pathlib.Path, entries: list[Entry], classes) -> list[int]:
             "(images.classes: a TSV of index, wnid, name), or say that folders are no classes "
             "(images.labels: false)."
         )
-    return [known[_key(e.folder)] for e in entries]
+    return [names[_key(e.folder)] for e in entries]
 
 
 def _class_names(classes) -> dict[str, int]:
@@ -181,6 +168,12 @@ def _class_names(classes) -> dict[str, int]:
     names = {str(c.index): c.index for c in classes}
     names |= {_key(c.name): c.index for c in classes}
     return names | {c.wnid.lower(): c.index for c in classes}
+
+
+def _numbers(model: ForModel) -> dict[str, int]:
+    """What folders are called where classes have no names: one number for each logit."""
+    (*_, outputs) = getattr(model, "shapes", {}).get("logits", (0,))
+    return {str(i): i for i in range(outputs)}
 
 
 def _key(text: str) -> str:
@@ -288,14 +281,7 @@ def _cut(photograph: _Photograph, spec: Any, crops: int, seed: int) -> list[np.n
     stream = hashlib.sha256(photograph.name.encode()).digest()[:8]
     rng = np.random.default_rng([seed, int.from_bytes(stream, "little")])
     cut += [_random_crop(picture, spec, rng) for _ in range(crops - 1)]
-    return [_values(c, spec) for c in cut]
-
-
-def _values(picture: Image.Image, spec: Any) -> np.ndarray:
-    """(h, w, c) in [0, 1]; gray, where the model takes that, is ITU-R 601's, as in torchvision."""
-    if len(spec.mean) == 1:
-        return np.asarray(picture.convert("L"), np.float32)[..., None] / 255
-    return np.asarray(picture, np.float32) / 255
+    return [values(c, len(spec.mean)) for c in cut]
 
 
 def centre_crop(picture: Image.Image, spec: Any) -> Image.Image:

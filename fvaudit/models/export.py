@@ -20,7 +20,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from fvaudit.models.folders import load_folder as load_folder
@@ -145,7 +144,7 @@ def _difference(model: Model, names: tuple[str, ...], content: bytes) -> float:
         found = session.run(list(names), {"images": images.transpose(0, 3, 1, 2).copy()})
     except Exception as error:  # onnxruntime's own errors have no common class
         raise AuditError(f"onnxruntime does not run {model.name}: {str(error)[:300]}") from None
-    wanted = jax.jit(lambda p, x: record(model.forward, p, x, names))(model.params, images)
+    wanted = model.activations(images, names)
     return max(
         _gap(np.asarray(wanted[n]), np.asarray(v)) for n, v in zip(names, found, strict=True)
     )
