@@ -8,7 +8,7 @@ import numpy as np
 
 from fvaudit.evidence.activations import Settings, collect, responses
 from fvaudit.evidence.units import Natural, measure, natural, without_dead
-from fvaudit.models.model import Model
+from fvaudit.models.model import Model, require_model
 from fvaudit.optvis.objectives import of_unit
 from fvaudit.records import (
     AuditError,
@@ -16,11 +16,13 @@ from fvaudit.records import (
     Unit,
     UnitResult,
     Visualization,
+    require_kind,
     require_whole,
 )
 
 
 MOST = 10**6  # photographs in a group, and replicates
+IMAGES = "an ImageSet, as load_images makes it, or what collect_natural made of one"
 
 
 def collect_natural(
@@ -53,6 +55,9 @@ def collect_natural(
     Raises:
         AuditError: for unknown layers, metrics or variants, or images of another size or range.
     """
+    require_model(model)
+    require_kind("images", images, ImageSet, IMAGES)
+    require_kind("layers", layers, (list, tuple), "a list of names")
     for layer in layers:
         model.require_layer(layer)
     beside = {model.resolve(layer) for layer in layers}
@@ -99,6 +104,9 @@ def path_similarity(
         AuditError: if the unit does not exist, none of the visualizations shows it, natural images
             were collected otherwise, or a number is out of range.
     """
+    require_model(model)
+    require_kind("unit", unit, Unit, "a Unit, as Unit.parse('blocks.8:17') is")
+    require_kind("images", images, (ImageSet, Natural), IMAGES)
     model.require_unit(unit)
     require_whole("group", group, 2, MOST)
     require_whole("replicates", replicates, 1, MOST)
@@ -163,6 +171,8 @@ def _require_alike(known: Natural, model: Model, layers: Sequence[str], settings
 
 def _of_unit(unit: Unit, visualization: Visualization | Sequence[Visualization]) -> Visualization:
     given = [visualization] if isinstance(visualization, Visualization) else list(visualization)
+    for one in given:
+        require_kind("visualization", one, Visualization, "what visualize made")
     wanted = str(of_unit(unit))
     for one in given:
         if one.objective == wanted:

@@ -140,9 +140,9 @@ def _drive_verdict(text: str, r: UnitResult, threshold: float, severity: Status)
 
 def _dead_verdict(text: str, r: UnitResult, estimate: Estimate, threshold: float) -> Verdict:
     reason = (
-        f"{r.dead} of {len(r.fv_responses)} visualizations are dead: no gradient reached them, "
-        "so that they show noise and nothing can be said. Try more redirected steps, another seed "
-        "or another recipe."
+        f"{r.dead} of {len(r.fv_responses)} visualizations are dead: no gradient reached them, or "
+        "one that is no number, so that they show noise and nothing can be said. Try more "
+        "redirected steps, another seed or another recipe."
     )
     return Verdict(text, r.unit, Status.INCONCLUSIVE, estimate, threshold, reason)
 

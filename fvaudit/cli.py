@@ -218,7 +218,8 @@ def viz_command(
     print(f"{len(jobs)} picture{'s' if len(jobs) > 1 else ''} and sheet.png in {out}")
     dead = [f"{job.objective} (repeat {job.repeat})" for job, ascent in made if not ascent.alive]
     if dead:
-        print(f"dead, no gradient ever reached the picture: {', '.join(dead)}")
+        why = "no gradient ever reached the picture, or one that is no number"
+        print(f"dead, {why}: {', '.join(dead)}")
 
 
 @app.command("manipulate")

@@ -1,6 +1,7 @@
 """The config schema: what an audit may be told, as frozen pydantic models."""
 
 import json
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -8,7 +9,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 import yaml
 
-from fvaudit.records import SEEDS, AuditError, least_replicates
+from fvaudit.records import SEEDS, AuditError, least_replicates, require_kind
 from fvaudit.yamlfile import Section, overridden, parsed, presets, problems, read_yaml, validated
 
 
@@ -286,6 +287,8 @@ def load_config(source: str | pathlib.Path, overrides: Sequence[str] = ()) -> Co
     Raises:
         AuditError: if there is no such file, it is not YAML, or a key or value is not allowed.
     """
+    accepted = "a YAML file, a preset's name, or what load_config made"
+    require_kind("config", source, (str, os.PathLike), accepted)
     path = pathlib.Path(source)
     known = presets()
     preset = path.suffix not in (".yaml", ".yml", ".json") and str(source) in known

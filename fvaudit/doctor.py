@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 
 from fvaudit.data import load_images
-from fvaudit.models.model import InputSpec, Model
+from fvaudit.models.model import InputSpec, Model, require_model
 from fvaudit.models.preflight import preflight
 from fvaudit.records import Finding, ImageSet
 
@@ -38,6 +38,7 @@ def doctor(
     Raises:
         AuditError: if images cannot be loaded or do not fit the model.
     """
+    require_model(model)
     if isinstance(images, ImageSet):
         return preflight(model, images, limit=limit, thorough=thorough)
     load = loader(model, lambda chosen: load_images(images, chosen, limit=limit, seed=seed))

@@ -34,6 +34,39 @@ def require_whole(name: str, given: Any, least: int, most: int) -> None:
         raise AuditError(f"{name} must be a whole number from {least} to {most}, got {given!r}.")
 
 
+def require_kind(name: str, given: Any, kind: type | tuple[type, ...], expected: str) -> None:
+    """Refuses an object of another type, where it would fail deep inside or be misread."""
+    if not isinstance(given, kind):
+        got = repr(given) if isinstance(given, str | int | float | None) else type(given).__name__
+        raise AuditError(f"{name} must be {expected}, got {got}.")
+
+
+def require_unit_range(name: str, pixels: np.ndarray) -> None:
+    """Refuses pixels outside [0, 1], NaN included."""
+    low, high = (float(f(pixels)) for f in (np.min, np.max)) if pixels.size else (0.0, 1.0)
+    if not (low >= 0 and high <= 1):  # NaN compares false
+        raise AuditError(
+            f"{name} must lie in [0, 1], got [{low:.3g}, {high:.3g}]. Divide 0..255 by 255, and "
+            "leave the mean and the standard deviation to the model."
+        )
+
+
+class Brief:
+    """A record that says the sizes of its arrays and not their thousands of numbers."""
+
+    def __repr__(self) -> str:
+        fields = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))  # pyright: ignore[reportArgumentType]
+        return f"{type(self).__name__}({', '.join(f'{k}={_brief(v)}' for k, v in fields)})"
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, np.ndarray) and value.size > 8:
+        return f"{value.dtype}[{', '.join(map(str, value.shape))}]"
+    if isinstance(value, tuple | list) and len(value) > 3:
+        return f"[{value[0]!r}, ... {len(value)} in all]"
+    return repr(value)
+
+
 SEEDS = 2**31  # there are so many, from 0
 
 
@@ -105,6 +138,7 @@ class Unit:
         Raises:
             AuditError: if the text has another form.
         """
+        require_kind("a unit's text", text, str, "layer:channel, such as 'blocks.8:17'")
         match = _UNIT.fullmatch(text.strip())
         if match is None:
             raise AuditError(
@@ -156,8 +190,8 @@ class Verdict:
     reason: str  # one sentence
 
 
-@dataclasses.dataclass(frozen=True)
-class Visualization:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Visualization(Brief):
     """The feature visualizations of one objective, one per repeat, and how to make them again."""
 
     objective: str  # text of the objective: "blocks.8:17", "0.8*(a:1) + 0.2*(b:2)"
@@ -166,13 +200,18 @@ class Visualization:
     trace: Float[np.ndarray, "r t"]  # objective at each step under its transform; NaN once stopped
     shots: Float[np.ndarray, "n k h w c"]  # images at `shot_steps`, in [0, 1]
     shot_steps: tuple[int, ...]  # how many updates each shot had seen
-    alive: Bool[np.ndarray, " n"]  # False: no gradient ever reached it, it shows its start
+    alive: Bool[np.ndarray, " n"]  # False: dead, no gradient ever reached it, so that it shows its
+    # start; or one was NaN or infinite, and it shows what it had come to by then
     settings: Mapping[str, Any]  # parameterization, transforms, steps, seed, model: call texts
 
 
-@dataclasses.dataclass(frozen=True)
-class ImageSet:
-    """Natural images, ready for a model of one input size."""
+@dataclasses.dataclass(frozen=True, repr=False)
+class ImageSet(Brief):
+    """Natural images, ready for a model of one input size.
+
+    Raises:
+        AuditError: if fields are not of one length, ids not unique, or pixels no floats.
+    """
 
     pixels: Float[np.ndarray, "n h w c"]  # in [0, 1]
     ids: tuple[str, ...]  # one name an image, unique
@@ -180,6 +219,26 @@ class ImageSet:
     group: Int[np.ndarray, " n"]  # photograph of origin, 0..photographs-1; crops of one share it
     skipped: tuple[tuple[str, str], ...] = ()  # (file, reason) of images that could not be used
     source: str = ""  # the spec that was loaded
+
+    def __post_init__(self) -> None:
+        arrays = (
+            ("pixels", self.pixels, 4, "f"),
+            ("group", self.group, 1, "iu"),
+            *((("labels", self.labels, 1, "iu"),) if self.labels is not None else ()),
+        )
+        for name, array, axes, kinds in arrays:
+            require_kind(name, array, np.ndarray, f"an array of {axes} axes")
+            if array.ndim != axes or array.dtype.kind not in kinds:
+                wanted = "floats (n, h, w, c)" if name == "pixels" else "whole numbers (n,)"
+                raise AuditError(
+                    f"{name} must be {wanted}, got {array.dtype} of shape {array.shape}."
+                )
+        lengths = {"ids": len(self.ids), **{name: len(array) for name, array, _, _ in arrays}}
+        if len(set(lengths.values())) > 1 or len(set(self.ids)) < len(self.ids):
+            raise AuditError(
+                f"Images need one id each, all different, one group and, if any, one label; got "
+                f"{lengths}, and {len(set(self.ids))} different ids."
+            )
 
     @property
     def photographs(self) -> int:
@@ -222,7 +281,8 @@ class UnitResult:
     natural_max: float
     quantile: Estimate  # share of photographs that drive the unit less than the weakest FV
     margin: Estimate  # FV response above the natural median, in natural MADs
-    dead: int = 0  # visualizations that no gradient ever reached: then nothing is estimated
+    dead: int = 0  # visualizations that no gradient, or one that is no number, ever reached: then
+    # nothing is estimated
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fvaudit.models.model import InputSpec, Model, layer_shapes
+from fvaudit.models.model import InputSpec, Model, build, layer_shapes
 from fvaudit.optvis import visualize as engine
 from fvaudit.optvis.alpha import with_alpha
 from fvaudit.optvis.couplings import Diversity
@@ -159,6 +159,25 @@ def test_dead_units_are_reported():
     (live,) = engine.visualize(_gated(0.1), [ClassLogit(0)], **settings)
     assert not dead.alive.any() and live.alive.all()
     assert (dead.activation == 0).all()
+
+
+@pytest.mark.parametrize("steps", [1, 6])
+def test_a_gradient_that_is_no_number_ends_an_ascent_and_is_reported(steps):
+    """sqrt has no slope at 0; jnp.where picks the other value, but not the other gradient."""
+
+    def forward(params, images, tap):
+        x = jnp.maximum(images - params, 0).mean((1, 2))
+        length = jnp.sqrt((x[:, :2] ** 2).sum(1, keepdims=True))
+        return tap("logits", jnp.where(length > 0, x / length, 0))
+
+    spec = InputSpec(SIZE, (0.0,) * 3, (1.0,) * 3, SIZE[0])
+    model = build(forward, jnp.asarray(0.9), spec, name="no slope")
+    start = np.full((*SIZE, 3), 0.25, np.float32)
+    (vis,) = engine.visualize(
+        model, [ClassLogit(0)], steps=steps, start=start, parameterization=pixels()
+    )
+    assert not vis.alive.any()
+    np.testing.assert_allclose(vis.images[0], start, atol=1e-6)  # not NaN, which PNGs show as black
 
 
 @pytest.mark.parametrize(

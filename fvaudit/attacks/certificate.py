@@ -22,7 +22,7 @@ from fvaudit.evidence.activations import collect
 from fvaudit.evidence.stats import binomial_estimate
 from fvaudit.models.builders import Edit
 from fvaudit.models.model import Model
-from fvaudit.records import AuditError, Estimate, ImageSet
+from fvaudit.records import AuditError, Estimate, ImageSet, require_kind
 
 
 LEVEL = 0.95
@@ -74,6 +74,7 @@ def split(images: ImageSet, seed: int) -> tuple[Int[np.ndarray, " a"], Int[np.nd
     Raises:
         AuditError: for fewer photographs.
     """
+    require_kind("images", images, ImageSet, "an ImageSet, as load_images makes it")
     photographs = np.unique(images.group)
     if len(photographs) < 4:
         raise AuditError(

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from fvaudit.models.model import Model
+from fvaudit.models.model import Model, require_model
 from fvaudit.optvis.objectives import of_unit
 from fvaudit.optvis.visualize import visualize
-from fvaudit.records import AuditError, Unit
+from fvaudit.records import AuditError, Unit, require_kind, require_unit_range
 
 
 def channels_of(model: Model, units: Sequence[Unit]) -> tuple[str, tuple[int, ...]]:
@@ -18,6 +18,10 @@ def channels_of(model: Model, units: Sequence[Unit]) -> tuple[str, tuple[int, ..
         AuditError: for no unit, units of several layers or at positions, one given twice, or units
             that do not exist.
     """
+    require_model(model)
+    require_kind("units", units, Sequence, "a list of units, such as [Unit.parse('blocks.8:17')]")
+    for unit in units:
+        require_kind("a unit", unit, Unit, "a Unit, as Unit.parse('blocks.8:17') is")
     layers = {model.resolve(unit.layer) for unit in units}
     if len(layers) != 1 or any(unit.position for unit in units):
         raise AuditError(
@@ -55,10 +59,7 @@ def require_picture(model: Model, picture: np.ndarray) -> Float[np.ndarray, "h w
     Raises:
         AuditError: if it has another size than the model's input, or leaves [0, 1].
     """
+    require_kind("target", picture, np.ndarray, "a Unit, or an array (h, w, c) in [0, 1]")
     model.require_size((1, *picture.shape))
-    if not (picture.min() >= 0 and picture.max() <= 1):  # also catches NaN
-        raise AuditError(
-            f"The picture must lie in [0, 1], got [{picture.min():.3g}, {picture.max():.3g}]. "
-            "Divide 0..255 by 255."
-        )
+    require_unit_range("The picture", picture)
     return picture.astype(np.float32)

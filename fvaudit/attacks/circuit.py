@@ -39,7 +39,7 @@ from fvaudit.models.builders import Edit
 from fvaudit.models.model import Forward, Model, record
 from fvaudit.optvis.objectives import of_unit
 from fvaudit.optvis.visualize import visualize
-from fvaudit.records import AuditError, ImageSet, Unit
+from fvaudit.records import AuditError, ImageSet, Unit, require_kind
 
 
 BUILDER = "fooling_circuit"  # its name in stored models
@@ -76,6 +76,7 @@ def fooling_circuit(decoy: Decoy, gate: Gate) -> Callable[..., Manipulated]:
     def attack(
         model: Model, units: Sequence[Unit], images: ImageSet, *, seed: int = 0
     ) -> Manipulated:
+        require_kind("gate", gate, Gate, "one of attacks.gate, such as gate.packaged(model.name)")
         plan = _plan(model, units, decoy)
         rows, held_out = split(images, seed)
         ascents = _ascents(model, units, plan, seed)
@@ -257,6 +258,7 @@ def _plan(model: Model, units: Sequence[Unit], decoy: Decoy) -> Plan:
         return _plan_unit(model, layer, channels, decoy)
     if isinstance(decoy, np.ndarray):
         return Plan(layer, channels, (), picture=require_picture(model, decoy))
+    require_kind("decoy", decoy, int, "an offset, a Unit, or an array (h, w, c) in [0, 1]")
     width = model.shapes[layer][-1]
     if decoy % width == 0:
         raise AuditError(

@@ -34,7 +34,7 @@ from fvaudit.models import builders
 from fvaudit.models.builders import Edit
 from fvaudit.models.model import Model, record
 from fvaudit.models.trunk import reaching
-from fvaudit.records import AuditError, ImageSet, Unit
+from fvaudit.records import AuditError, ImageSet, Unit, require_kind
 
 
 BUILDER = "finetuned"  # its name in stored models
@@ -119,6 +119,8 @@ def finetuned(goal: Goal, tuning: Tuning = TUNING) -> Callable[..., Manipulated]
         AuditError: for settings out of range; by the attack, for units of several layers, fewer
             than 4 photographs, or a layer without a kernel before it.
     """
+    require_kind("goal", goal, Goal, "made by attacks.slingshot, proxpulse, push or adaptive")
+    require_kind("tuning", tuning, Tuning, "an attacks.Tuning, such as Tuning(steps=400)")
     if min(tuning.steps, tuning.batch) < 1 or not 0 < tuning.keep < 1 or not tuning.rate > 0:
         raise AuditError(
             f"steps and batch must be at least 1, rate above 0 and keep inside (0, 1); got {tuning}"

@@ -9,6 +9,7 @@ matter. Crops of one photograph share its `group`.
 import difflib
 import hashlib
 import math
+import os
 import pathlib
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from PIL import Image
 from fvaudit.data.decode import MAX_PIXELS, BadImage, decode, values
 from fvaudit.data.samples import samples
 from fvaudit.data.sources import Entry, folder_entries, zip_entries
-from fvaudit.records import AuditError, ImageSet
+from fvaudit.records import AuditError, ImageSet, require_kind
 
 
 MAX_MEMORY = 16 * 2**30  # of decoded pixels, in bytes
@@ -87,6 +88,7 @@ def load_images(
             would not fit in memory, or has bad images that are refused; or if the model takes
             neither colours nor gray.
     """
+    require_kind("model", model, ForModel, "a Model, as load_model makes it")
     if (channels := len(model.input.mean)) not in (1, 3):
         raise AuditError(
             f"The model takes {channels} numbers a pixel; photographs have 3, or 1 if gray. Make "
@@ -111,12 +113,13 @@ def _photographs(
     spec: Any, names: Mapping[str, int], labelled: bool
 ) -> tuple[list[_Photograph], list[int]]:
     """All photographs that a spec names, sorted by name, and the group of each."""
-    if spec == "samples":
+    if isinstance(spec, str) and spec == "samples":
         found = [
             _Photograph(s.path.name, s.label, lambda s=s: decode(s.path.read_bytes()))
             for s in samples()
         ]
         return found, list(range(len(found)))
+    require_kind("spec", spec, (str, os.PathLike), "a folder, a .zip, an .npz, or 'samples'")
     path = pathlib.Path(spec)
     if not path.exists():
         raise AuditError(

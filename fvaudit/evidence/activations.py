@@ -32,7 +32,7 @@ from jaxtyping import Array, Float, Int, Num
 from fvaudit.evidence.similarity import kept, rank_type, require_metric, unit_rows
 from fvaudit.models import devices, stream
 from fvaudit.models.model import Forward, Model, record
-from fvaudit.records import AuditError, Unit, require_seed, require_whole
+from fvaudit.records import AuditError, Unit, require_seed, require_unit_range, require_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,9 +302,4 @@ def _require(model: Model, images: Float[np.ndarray, "n h w c"], settings: Setti
     if settings.variant not in ("spatial", "pooled"):
         raise AuditError(f"variant must be 'spatial' or 'pooled', got {settings.variant!r}.")
     model.require_size(images.shape)
-    low, high = (float(f(images)) for f in (np.min, np.max)) if len(images) else (0.0, 1.0)
-    if not (low >= 0 and high <= 1):  # also catches NaN
-        raise AuditError(
-            f"Images must lie in [0, 1], got [{low:.3g}, {high:.3g}]. Divide 0..255 by 255, and "
-            "leave the mean and the standard deviation to the model."
-        )
+    require_unit_range("Images", images)

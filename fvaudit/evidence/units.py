@@ -111,7 +111,7 @@ def measure(
 
 
 def without_dead(result: UnitResult, dead: int) -> UnitResult:
-    """The record of a unit of which `dead` visualizations were never reached by a gradient.
+    """The record of a unit of which `dead` visualizations were reached by no gradient, or by NaN.
 
     They show noise, so that whatever was measured of them says nothing of the unit: no estimate is
     left, and every claim becomes INCONCLUSIVE.

@@ -25,9 +25,9 @@ import numpy as np
 from fvaudit.models.folders import load_folder as load_folder
 from fvaudit.models.folders import save_folder as save_folder
 from fvaudit.models.imports import metadata
-from fvaudit.models.model import Model, record
+from fvaudit.models.model import Model, record, require_model
 from fvaudit.optvis.lowering import stock_convolutions
-from fvaudit.records import AuditError
+from fvaudit.records import AuditError, require_kind
 
 
 OPSET = 21
@@ -60,6 +60,8 @@ def export_onnx(
         AuditError: if jax2onnx is missing or cannot translate the model, a layer does not exist,
             or onnxruntime disagrees by more than 1e-4; then nothing is written.
     """
+    require_model(model)
+    require_kind("layers", layers, (list, tuple, type(None)), "a list of names")
     names = tuple(model.layers if layers is None else layers)
     for name in names:
         model.require_layer(name)

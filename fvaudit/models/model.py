@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from fvaudit.models.classes import ImageClass
 from fvaudit.models.trunk import trunk as find_trunk
 from fvaudit.optvis.lowering import stock_convolutions
-from fvaudit.records import AuditError, Unit
+from fvaudit.records import AuditError, Unit, require_kind
 
 
 Tap = Callable[[str, Array], Array]
@@ -76,7 +76,7 @@ class InputSpec:
         return normalised[..., ::-1] if self.order == "BGR" else normalised
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Model:
     """A network with named layers, its parameters and its input spec."""
 
@@ -92,6 +92,10 @@ class Model:
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # other name -> layer
     missing: Mapping[str, str] = dataclasses.field(default_factory=dict)  # layer that an import
     # could not compute -> why
+
+    def __repr__(self) -> str:
+        size = " x ".join(map(str, (*self.input.size, len(self.input.mean))))
+        return f"Model({self.name!r}, {size}, {len(self.layers)} layers, {self.source!r})"
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -111,11 +115,13 @@ class Model:
         own: what is wanted of the same images is best asked for in one call.
 
         Raises:
-            AuditError: if a layer does not exist or the images have another size.
+            AuditError: if a layer does not exist, or the images have another size or are 0..255.
         """
+        require_kind("layers", layers, (list, tuple, set, Mapping), "a list of names")
         for layer in layers:
             self.require_layer(layer)
         self.require_size(images.shape)
+        _require_floats(images)
         run = _recording(self.forward, tuple(sorted(set(layers))))
         found = run(self.params, jnp.asarray(images))
         return {layer: found[layer] for layer in layers}
@@ -201,6 +207,12 @@ class Model:
         return digest.hexdigest()
 
 
+def require_model(given: Any) -> None:
+    """Refuses a network that was not made a `Model` yet, or its name."""
+    made = "a Model, as load_model, from_torch, from_flax and from_function make them"
+    require_kind("model", given, Model, made)
+
+
 def build(
     forward: Forward,
     params: Any,
@@ -237,6 +249,20 @@ def build(
     if aliases:
         forward = _tapping_aliases(forward, tuple(aliases.items()))
     return Model(name, params, forward, spec, shapes, trunk, classes, source, aliases)
+
+
+def _require_floats(images: Array | np.ndarray) -> None:
+    """Refuses what is plainly 0..255; images a little outside of [0, 1] may be meant.
+
+    Under `jit`, values are not there to look at.
+    """
+    if not jnp.issubdtype(images.dtype, jnp.floating) or (
+        isinstance(images, np.ndarray) and images.size and images.max() > 32
+    ):
+        raise AuditError(
+            f"Images must be floats in [0, 1], got {images.dtype} up to {images.max():g}. Divide "
+            "0..255 by 255."
+        )
 
 
 def _inside(position: tuple[int, ...], extent: tuple[int, ...]) -> bool:

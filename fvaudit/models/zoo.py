@@ -24,7 +24,7 @@ from fvaudit.models.model import Forward, InputSpec, Model, build
 from fvaudit.models.nets import efficientnet_lite, googlenet, resnet, squeezenet, vgg, vit
 from fvaudit.models.random_weights import random_state
 from fvaudit.models.weights import LUCID, TORCH, Naming
-from fvaudit.records import AuditError
+from fvaudit.records import AuditError, require_kind
 
 
 class _Entry(NamedTuple):
@@ -153,6 +153,7 @@ def load_model(
             the weights or the file are missing, damaged, or of another network, or too little is
             known of the input.
     """
+    require_kind("name", name, (str, os.PathLike), "a network of the zoo, a file or a folder")
     name = os.fspath(name)
     if name.startswith(hub.PREFIX):
         return _from_hub(name, input, hub.fetch(name, allow_download=allow_download))

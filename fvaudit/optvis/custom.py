@@ -35,7 +35,7 @@ class Custom(Objective):
     text: str = static(default="")  # the function's __qualname__ unless given
 
     def __post_init__(self) -> None:
-        if isinstance(self.layers, str) or not self.layers:
+        if not isinstance(self.layers, tuple | list) or not self.layers:
             raise AuditError(
                 f"layers is a sequence of names, for example ('input',); got {self.layers!r}."
             )

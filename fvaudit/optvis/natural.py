@@ -31,7 +31,7 @@ import numpy as np
 from jaxtyping import Float
 
 from fvaudit.optvis import colours as _colours
-from fvaudit.records import AuditError
+from fvaudit.records import AuditError, ImageSet, require_unit_range
 
 
 LEVEL = 1 / 512  # half a grey level of 8 bits: measured colours are kept this far from 0 and 1
@@ -91,19 +91,22 @@ class ImageStatistics:
 
 
 def fit_statistics(
-    images: np.ndarray | Sequence[np.ndarray], *, colours: np.ndarray | None = None
+    images: ImageSet | np.ndarray | Sequence[np.ndarray], *, colours: np.ndarray | None = None
 ) -> ImageStatistics:
     """Measures colours and mean magnitude spectrum of images, one image in memory at a time.
 
     Args:
-        images: (n, h, w, c) in [0, 1], at least two; an array, or any sequence that makes an image
-            (h, w, c) when indexed (it is read twice). Any number of channels.
+        images: (n, h, w, c) in [0, 1], at least two: what load_images made, an array, or any
+            sequence that makes an image (h, w, c) when indexed (it is read twice). Any number of
+            channels.
         colours: a colour root C, (c, c), to use instead of the images' own, such as lucid's.
 
     Raises:
         AuditError: if there are fewer than two images, one is not in [0, 1] or not of the first
             one's shape, or the colours do not vary independently (grey photographs stored as RGB).
     """
+    if isinstance(images, ImageSet):
+        images = images.pixels
     if len(images) < 2:
         raise AuditError(f"fit_statistics: needs two images or more, got {len(images)}.")
     shape = np.shape(images[0])
@@ -143,11 +146,7 @@ def _checked(images, shape: Shape) -> Iterator[Float[np.ndarray, "h w c"]]:
                 f"fit_statistics: image {number} has shape {image.shape}, the first has {shape}. "
                 "Resize them to one shape."
             )
-        if not (image.min() >= 0 and image.max() <= 1):  # NaN compares false
-            raise AuditError(
-                f"fit_statistics: image {number} has values from {image.min():g} to "
-                f"{image.max():g}, expected [0, 1]. Divide 8-bit images by 255."
-            )
+        require_unit_range(f"fit_statistics: image {number}", image)
         yield image
 
 

@@ -51,6 +51,7 @@ class State(NamedTuple):
     latents: Any  # pytree, every leaf (s, ...)
     optimizer: Any
     alive: Bool[Array, ""]  # whether any gradient so far was not 0
+    broken: Bool[Array, ""]  # whether one was no number: from there on, nothing moves any more
 
 
 class Stretch(NamedTuple):
@@ -78,7 +79,8 @@ def begin(loop: Loop, start: Float[Array, "h w c"] | None, size: int, key: Key[A
     else:
         latent = loop.parameterization.encode(start)  # pyright: ignore[reportOptionalCall]
         latents = jax.tree.map(lambda z: jnp.repeat(z[None], size, axis=0), latent)
-    return State(latents, loop.optimizer.direction.init(latents), jnp.asarray(False))
+    no = jnp.asarray(False)
+    return State(latents, loop.optimizer.direction.init(latents), no, no)
 
 
 def advance(
@@ -127,7 +129,10 @@ def advance(
         plain = t == last  # the round after the last step, if the final images' score is wanted
         scores, slope = step(held, state.latents, t, plain)
         over = t >= last
-        moved = jax.lax.cond(over, lambda: state, lambda: _moved(loop, state, slope, t, total))
+        state = state._replace(broken=state.broken | (~over & ~_finite(slope)))
+        moved = jax.lax.cond(
+            over | state.broken, lambda: state, lambda: _moved(loop, state, slope, t, total)
+        )
         final = jnp.where(plain & scored, scores, final)
         return moved, trace.at[t - first].set(scores.mean()), final
 
@@ -198,4 +203,9 @@ def _moved(loop: Loop, state: State, slope: Any, t, total) -> State:
     if loop.regularizer is not None:
         latents = jax.vmap(loop.regularizer.apply, (0, 0, None))(latents, slope, t)
     alive = functools.reduce(jnp.logical_or, [(g != 0).any() for g in jax.tree.leaves(slope)])
-    return State(latents, optimizer, state.alive | alive)
+    return State(latents, optimizer, state.alive | alive, state.broken)
+
+
+def _finite(slope: Any) -> Bool[Array, ""]:
+    whole = [jnp.isfinite(g).all() for g in jax.tree.leaves(slope)]
+    return functools.reduce(jnp.logical_and, whole)

@@ -31,7 +31,7 @@ from fvaudit.optvis.optimizers import Optimizer, adam
 from fvaudit.optvis.params import Parameterization
 from fvaudit.optvis.regularizers import Regularizer
 from fvaudit.optvis.transforms import Transform
-from fvaudit.records import AuditError, require_seed, require_whole
+from fvaudit.records import AuditError, require_seed, require_unit_range, require_whole
 
 
 INPUT = "input"  # the layer that holds the images, without transforms
@@ -63,7 +63,7 @@ class Ascent(NamedTuple):
     activation: Float[np.ndarray, " s"]  # score of each final image, untransformed
     trace: Float[np.ndarray, " t"]  # mean score at every step, under that step's transform
     shots: Float[np.ndarray, "k s h w c"]  # images after the asked-for numbers of updates
-    alive: bool  # False: no gradient ever reached the images, they are still their start
+    alive: bool  # False: dead, no gradient ever reached the images, or one that is no number did
 
     @property
     def reached(self) -> float:
@@ -84,6 +84,9 @@ class Progress(NamedTuple):
     total: int  # updates that were asked for
     trace: Float[np.ndarray, " t"]  # mean score at each step so far
     images: Float[np.ndarray, "s h w c"]  # as they are now
+
+    def __repr__(self) -> str:
+        return f"{self.job.objective}: step {self.step} of {self.total}, {self.trace[-1]:.4g}"
 
 
 Stop = Callable[[Progress], bool]
@@ -222,7 +225,8 @@ class _Run:
 
 def _ascent(seen: Any, i: int, trace, shots) -> Ascent:
     kept = np.stack(shots) if shots else np.zeros((0, *seen.images[i].shape), np.float32)
-    return Ascent(seen.images[i], seen.scores[i], trace, kept, bool(seen.state.alive[i]))
+    alive = seen.state.alive[i] and not seen.state.broken[i] and np.isfinite(seen.images[i]).all()
+    return Ascent(seen.images[i], seen.scores[i], trace, kept, bool(alive))
 
 
 def _marks(recipe: Recipe, look: int | None) -> list[int]:
@@ -355,7 +359,13 @@ def _tapped(objective: Objective) -> tuple[str, ...]:
 def _start_image(model: Model, recipe: Recipe, start: Any) -> Any:
     if start is None:
         return None
-    image = np.asarray(start, np.float32)
+    try:
+        image = np.asarray(start, np.float32)
+    except (TypeError, ValueError):
+        raise AuditError(
+            f"The start image must be an array (h, w, c) in [0, 1], got {start!r:.80}. "
+            "load_images(..., model).pixels[0] is one."
+        ) from None
     if recipe.parameterization.encode is None:
         raise AuditError(
             f"{recipe.parameterization.text} cannot start from an image: it has no inverse. "
@@ -367,11 +377,7 @@ def _start_image(model: Model, recipe: Recipe, start: Any) -> Any:
             f"The start image must have shape {wanted} for {recipe.parameterization.text}, got "
             f"{image.shape}. load_images(..., model) resizes and crops."
         )
-    if not (image.min() >= 0 and image.max() <= 1):  # also catches NaN
-        raise AuditError(
-            f"The start image must lie in [0, 1], got [{image.min():.3g}, {image.max():.3g}]. "
-            "Divide 0..255 by 255."
-        )
+    require_unit_range("The start image", image)
     return jnp.asarray(image)
 
 

@@ -1,21 +1,21 @@
 """Objectives -> `Visualization` records: the engine's front door."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from fvaudit.models.model import Model
+from fvaudit.models.model import Model, require_model
 from fvaudit.optvis.objectives import Objective
 from fvaudit.optvis.optimizers import Optimizer
 from fvaudit.optvis.params import Parameterization
 from fvaudit.optvis.recipes import recipe as named_recipe
 from fvaudit.optvis.regularizers import Regularizer
-from fvaudit.optvis.render import Ascent, Job, Stop, Watch, render
+from fvaudit.optvis.render import MOST, Ascent, Job, Stop, Watch, render
 from fvaudit.optvis.transforms import Transform
-from fvaudit.records import AuditError, Visualization
+from fvaudit.records import AuditError, Visualization, require_kind, require_whole
 
 
 def visualize(
@@ -66,9 +66,17 @@ def visualize(
     Raises:
         AuditError: for a unit that the model does not have, or settings out of range.
     """
-    if repeats < 1:
-        raise AuditError(f"repeats must be at least 1, got {repeats}.")
+    require_model(model)
+    require_whole("repeats", repeats, 1, MOST)
     objectives = _as_objectives(objectives)
+    _require_parts(
+        parameterization=parameterization,
+        transforms=transforms,
+        optimizer=optimizer,
+        regularizer=regularizer,
+        stop=stop,
+        watch=watch,
+    )
     chosen = named_recipe(
         recipe,
         model.input,
@@ -93,13 +101,29 @@ def visualize(
 
 
 def _as_objectives(objectives: Any) -> list[Objective]:
-    wrong = [o for o in objectives if not isinstance(o, Objective)]
-    if wrong or not objectives:
-        got = type(wrong[0]).__name__ if wrong else "none"
-        raise AuditError(
-            f"visualize takes a list of objectives such as Channel('blocks.8', 17), got {got}."
-        )
+    wanted = "a list of objectives, such as [Channel('blocks.8', 17)]"
+    require_kind("objectives", objectives, Sequence, wanted)
+    if not objectives:
+        raise AuditError(f"objectives must be {wanted}, got an empty one.")
+    for one in [objectives] if isinstance(objectives, str) else objectives:
+        require_kind("objectives", one, Objective, wanted)
     return list(objectives)
+
+
+_PARTS: dict[str, tuple[Any, str]] = {
+    "parameterization": (Parameterization, "made by fvaudit, as pixels() and fourier() are"),
+    "transforms": (Transform, "made by fvaudit.transforms; compose(...) makes one of several"),
+    "optimizer": (Optimizer, "made by fvaudit.optimizers, as adam(0.05) is"),
+    "regularizer": (Regularizer, "made by fvaudit.regularizers"),
+    "stop": (Callable, "a function of a Progress, such as plateau()"),
+    "watch": (Callable, "a function of a Progress, such as print"),
+}
+
+
+def _require_parts(**given: Any) -> None:
+    for name, part in given.items():
+        if part is not None:
+            require_kind(name, part, *_PARTS[name])
 
 
 def _text(start: Any) -> str:
