@@ -13,8 +13,8 @@ the mark, from the start of Python to the PNG file, compilation included.
 Units: five channels of mixed4d that fire at the start (the peer cannot move one that does not: on
 this network its gradients are not redirected) and eight logits. Ours takes fvaudit's default
 optimizer, chosen on other units (results/convergence). `time` measures the peer's milliseconds per
-step and multiplies; ours is run for 1 and for `--many` units, each with the number of steps that the
-layer's units needed on average, each for its own mark (a wait is linear in steps, so that is the mean
+step and multiplies; ours is run for 1 and for `--many` units, with as many steps as the layer's
+units needed on average, each for its own mark (a wait is linear in steps, so that is the mean
 wait), and extrapolated linearly to 64 units if fewer were run.
 `stages` says what one unit waits for. Results: results/bench/wall.csv, wall_stages.csv and wall.md.
 """

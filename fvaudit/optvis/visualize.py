@@ -102,10 +102,10 @@ def visualize(
 
 def _as_objectives(objectives: Any) -> list[Objective]:
     wanted = "a list of objectives, such as [Channel('blocks.8', 17)]"
-    require_kind("objectives", objectives, Sequence, wanted)
+    require_kind("objectives", objectives, (list, tuple), wanted)
     if not objectives:
         raise AuditError(f"objectives must be {wanted}, got an empty one.")
-    for one in [objectives] if isinstance(objectives, str) else objectives:
+    for one in objectives:
         require_kind("objectives", one, Objective, wanted)
     return list(objectives)
 
