@@ -17,6 +17,7 @@ from fvaudit.records import (
     UnitResult,
     Visualization,
     require_kind,
+    require_names,
     require_whole,
 )
 
@@ -57,7 +58,7 @@ def collect_natural(
     """
     require_model(model)
     require_kind("images", images, ImageSet, IMAGES)
-    require_kind("layers", layers, (list, tuple), "a list of names")
+    require_names(layers)
     for layer in layers:
         model.require_layer(layer)
     beside = {model.resolve(layer) for layer in layers}

@@ -13,7 +13,7 @@ import enum
 import math
 import numbers
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,12 @@ def require_kind(name: str, given: Any, kind: type | tuple[type, ...], expected:
         raise AuditError(f"{name} must be {expected}, got {got}.")
 
 
+def require_names(layers: Any) -> None:
+    """Refuses one name where several are taken: its letters would be read as names."""
+    if isinstance(layers, str) or not isinstance(layers, Collection):
+        raise AuditError(f"layers must be a list of names, got {layers!r}.")
+
+
 def require_unit_range(name: str, pixels: np.ndarray) -> None:
     """Refuses pixels outside [0, 1], NaN included."""
     low, high = (float(f(pixels)) for f in (np.min, np.max)) if pixels.size else (0.0, 1.0)
@@ -49,6 +55,19 @@ def require_unit_range(name: str, pixels: np.ndarray) -> None:
             f"{name} must lie in [0, 1], got [{low:.3g}, {high:.3g}]. Divide 0..255 by 255, and "
             "leave the mean and the standard deviation to the model."
         )
+
+
+SEEDS = 2**31  # there are so many, from 0
+
+
+def require_seed(seed: Any) -> None:
+    """Refuses what is no seed."""
+    require_whole("seed", seed, 0, SEEDS - 1)
+
+
+def least_replicates(level: float) -> int:
+    """How many bootstrap replicates a level needs, in (0, 1), so that one lies in each tail."""
+    return math.ceil(round(2 / (1 - level), 6))  # rounded: 1 - .95 is .0500...04
 
 
 class Brief:
@@ -65,19 +84,6 @@ def _brief(value: Any) -> str:
     if isinstance(value, tuple | list) and len(value) > 3:
         return f"[{value[0]!r}, ... {len(value)} in all]"
     return repr(value)
-
-
-SEEDS = 2**31  # there are so many, from 0
-
-
-def require_seed(seed: Any) -> None:
-    """Refuses what is no seed."""
-    require_whole("seed", seed, 0, SEEDS - 1)
-
-
-def least_replicates(level: float) -> int:
-    """How many bootstrap replicates a level needs, in (0, 1), so that one lies in each tail."""
-    return math.ceil(round(2 / (1 - level), 6))  # rounded: 1 - .95 is .0500...04
 
 
 class Status(enum.IntEnum):

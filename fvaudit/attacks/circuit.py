@@ -258,7 +258,8 @@ def _plan(model: Model, units: Sequence[Unit], decoy: Decoy) -> Plan:
         return _plan_unit(model, layer, channels, decoy)
     if isinstance(decoy, np.ndarray):
         return Plan(layer, channels, (), picture=require_picture(model, decoy))
-    require_kind("decoy", decoy, int, "an offset, a Unit, or an array (h, w, c) in [0, 1]")
+    known = "an offset, a Unit, or an array (h, w, c) in [0, 1]"
+    require_kind("decoy", decoy, (int, np.integer), known)
     width = model.shapes[layer][-1]
     if decoy % width == 0:
         raise AuditError(

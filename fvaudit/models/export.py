@@ -27,7 +27,7 @@ from fvaudit.models.folders import save_folder as save_folder
 from fvaudit.models.imports import metadata
 from fvaudit.models.model import Model, record, require_model
 from fvaudit.optvis.lowering import stock_convolutions
-from fvaudit.records import AuditError, require_kind
+from fvaudit.records import AuditError, require_names
 
 
 OPSET = 21
@@ -61,8 +61,10 @@ def export_onnx(
             or onnxruntime disagrees by more than 1e-4; then nothing is written.
     """
     require_model(model)
-    require_kind("layers", layers, (list, tuple, type(None)), "a list of names")
-    names = tuple(model.layers if layers is None else layers)
+    if layers is None:
+        layers = model.layers
+    require_names(layers)
+    names = tuple(layers)
     for name in names:
         model.require_layer(name)
     proto, batch = _translated(model, names)

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from fvaudit.models.classes import ImageClass
 from fvaudit.models.trunk import trunk as find_trunk
 from fvaudit.optvis.lowering import stock_convolutions
-from fvaudit.records import AuditError, Unit, require_kind
+from fvaudit.records import AuditError, Unit, require_kind, require_names
 
 
 Tap = Callable[[str, Array], Array]
@@ -117,7 +117,7 @@ class Model:
         Raises:
             AuditError: if a layer does not exist, or the images have another size or are 0..255.
         """
-        require_kind("layers", layers, (list, tuple, set, Mapping), "a list of names")
+        require_names(layers)
         for layer in layers:
             self.require_layer(layer)
         self.require_size(images.shape)
@@ -254,14 +254,13 @@ def build(
 def _require_floats(images: Array | np.ndarray) -> None:
     """Refuses what is plainly 0..255; images a little outside of [0, 1] may be meant.
 
-    Under `jit`, values are not there to look at.
+    Arrays of JAX are not looked into: under `jit` their values are not there.
     """
-    if not jnp.issubdtype(images.dtype, jnp.floating) or (
-        isinstance(images, np.ndarray) and images.size and images.max() > 32
-    ):
+    there = isinstance(images, np.ndarray) and images.size > 0
+    if not jnp.issubdtype(images.dtype, jnp.floating) or (there and images.max() > 32):
+        most = f" up to {images.max():g}" if there else ""
         raise AuditError(
-            f"Images must be floats in [0, 1], got {images.dtype} up to {images.max():g}. Divide "
-            "0..255 by 255."
+            f"Images must be floats in [0, 1], got {images.dtype}{most}. Divide 0..255 by 255."
         )
 
 
