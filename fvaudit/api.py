@@ -17,7 +17,6 @@ from fvaudit.records import (
     UnitResult,
     Visualization,
     require_kind,
-    require_names,
     require_whole,
 )
 
@@ -58,9 +57,7 @@ def collect_natural(
     """
     require_model(model)
     require_kind("images", images, ImageSet, IMAGES)
-    require_names(layers)
-    for layer in layers:
-        model.require_layer(layer)
+    model.require_layers(layers)
     beside = {model.resolve(layer) for layer in layers}
     wanted = [name for name in model.layers if name in model.trunk or name in beside]
     settings = Settings(metric, variant, max_features, seed)

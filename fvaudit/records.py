@@ -13,7 +13,7 @@ import enum
 import math
 import numbers
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -34,17 +34,11 @@ def require_whole(name: str, given: Any, least: int, most: int) -> None:
         raise AuditError(f"{name} must be a whole number from {least} to {most}, got {given!r}.")
 
 
-def require_kind(name: str, given: Any, kind: type | tuple[type, ...], expected: str) -> None:
-    """Refuses an object of another type, where it would fail deep inside or be misread."""
+def require_kind(name: str, given: Any, kind: Any, expected: str) -> None:
+    """Refuses what is not of `kind`, as isinstance takes it: it would fail deep inside."""
     if not isinstance(given, kind):
         got = repr(given) if isinstance(given, str | int | float | None) else type(given).__name__
         raise AuditError(f"{name} must be {expected}, got {got}.")
-
-
-def require_names(layers: Any) -> None:
-    """Refuses one name where several are taken: its letters would be read as names."""
-    if isinstance(layers, str) or not isinstance(layers, Collection):
-        raise AuditError(f"layers must be a list of names, got {layers!r}.")
 
 
 def require_unit_range(name: str, pixels: np.ndarray) -> None:
@@ -227,11 +221,9 @@ class ImageSet(Brief):
     source: str = ""  # the spec that was loaded
 
     def __post_init__(self) -> None:
-        arrays = (
-            ("pixels", self.pixels, 4, "f"),
-            ("group", self.group, 1, "iu"),
-            *((("labels", self.labels, 1, "iu"),) if self.labels is not None else ()),
-        )
+        arrays = [("pixels", self.pixels, 4, "f"), ("group", self.group, 1, "iu")]
+        if self.labels is not None:
+            arrays.append(("labels", self.labels, 1, "iu"))
         for name, array, axes, kinds in arrays:
             require_kind(name, array, np.ndarray, f"an array of {axes} axes")
             if array.ndim != axes or array.dtype.kind not in kinds:

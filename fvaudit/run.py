@@ -29,7 +29,7 @@ from fvaudit.evidence import summary
 from fvaudit.evidence.activations import Features, collect, feature_count
 from fvaudit.evidence.units import measure, natural, without_dead
 from fvaudit.models import devices
-from fvaudit.models.model import Model
+from fvaudit.models.model import Model, require_model
 from fvaudit.models.preflight import preflight
 from fvaudit.optvis import objectives
 from fvaudit.optvis.render import Ascent, Job, Recipe, render
@@ -80,6 +80,8 @@ def audit(
         AuditError: if the config, model or data cannot be used, the doctor finds a problem, or
             the directory holds another audit.
     """
+    if model is not None:
+        require_model(model)
     if not isinstance(config, Config):
         config = load_config(config, overrides)
     folder = pathlib.Path(out)

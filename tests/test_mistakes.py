@@ -133,6 +133,10 @@ MISTAKES = [
         r"config must be a YAML file, .*, got dict",
     ),
     (
+        "fv.audit('quickstart', 'run', model='tiny')",
+        r"model must be a Model, .*, got 'tiny'",
+    ),
+    (
         "fv.Unit.parse(3)",
         r"a unit's text must be layer:channel, .*, got 3",
     ),

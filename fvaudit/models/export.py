@@ -27,7 +27,7 @@ from fvaudit.models.folders import save_folder as save_folder
 from fvaudit.models.imports import metadata
 from fvaudit.models.model import Model, record, require_model
 from fvaudit.optvis.lowering import stock_convolutions
-from fvaudit.records import AuditError, require_names
+from fvaudit.records import AuditError
 
 
 OPSET = 21
@@ -63,10 +63,8 @@ def export_onnx(
     require_model(model)
     if layers is None:
         layers = model.layers
-    require_names(layers)
+    model.require_layers(layers)
     names = tuple(layers)
-    for name in names:
-        model.require_layer(name)
     proto, batch = _translated(model, names)
     spec = dataclasses.replace(model.input, mean=(0.0,) * 3, std=(1.0,) * 3, order="RGB")
     said = {**metadata.for_onnx(spec), "fvaudit.source": model.source, "fvaudit.name": model.name}

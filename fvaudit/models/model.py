@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from fvaudit.models.classes import ImageClass
 from fvaudit.models.trunk import trunk as find_trunk
 from fvaudit.optvis.lowering import stock_convolutions
-from fvaudit.records import AuditError, Unit, require_kind, require_names
+from fvaudit.records import AuditError, Unit, require_kind
 
 
 Tap = Callable[[str, Array], Array]
@@ -117,9 +117,7 @@ class Model:
         Raises:
             AuditError: if a layer does not exist, or the images have another size or are 0..255.
         """
-        require_names(layers)
-        for layer in layers:
-            self.require_layer(layer)
+        self.require_layers(layers)
         self.require_size(images.shape)
         _require_floats(images)
         run = _recording(self.forward, tuple(sorted(set(layers))))
@@ -155,6 +153,13 @@ class Model:
         both = {"base": self.params, "edit": params}
         name = f"{self.name}+{getattr(edit, '__name__', 'edit')}@{layer}"
         return dataclasses.replace(self, name=name, params=both, forward=forward)
+
+    def require_layers(self, layers: Collection[str]) -> None:
+        """Raises `AuditError` if one is missing, or one name is given: its letters are none."""
+        if isinstance(layers, str) or not isinstance(layers, Collection):
+            raise AuditError(f"layers must be a list of names, got {layers!r}.")
+        for layer in layers:
+            self.require_layer(layer)
 
     def require_layer(self, layer: str) -> None:
         """Raises `AuditError` naming why `layer` is missing, or the nearest that exist."""

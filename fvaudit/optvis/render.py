@@ -31,7 +31,13 @@ from fvaudit.optvis.optimizers import Optimizer, adam
 from fvaudit.optvis.params import Parameterization
 from fvaudit.optvis.regularizers import Regularizer
 from fvaudit.optvis.transforms import Transform
-from fvaudit.records import AuditError, require_seed, require_unit_range, require_whole
+from fvaudit.records import (
+    AuditError,
+    require_kind,
+    require_seed,
+    require_unit_range,
+    require_whole,
+)
 
 
 INPUT = "input"  # the layer that holds the images, without transforms
@@ -92,6 +98,14 @@ class Progress(NamedTuple):
 Stop = Callable[[Progress], bool]
 Watch = Callable[[Progress], None]
 
+# field of a recipe -> what it must be, and how to come by one
+_PARTS: dict[str, tuple[Any, str]] = {
+    "parameterization": (Parameterization, "made by fvaudit, as pixels() and fourier() are"),
+    "transform": (Transform, "made by fvaudit.transforms; compose(...) makes one of several"),
+    "optimizer": (Optimizer, "made by fvaudit.optimizers, as adam(0.05) is"),
+    "regularizer": ((Regularizer, type(None)), "made by fvaudit.regularizers"),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -108,6 +122,8 @@ class Recipe:
     lanes: int | None = None  # sets per device and program; see `width`
 
     def __post_init__(self) -> None:
+        for name, (kind, made) in _PARTS.items():
+            require_kind(name, getattr(self, name), kind, made)
         for name, least in (("steps", 1), ("together", 1), ("redirected_steps", 0)):
             require_whole(name, getattr(self, name), least, MOST)
         if self.lanes is not None:
@@ -159,6 +175,9 @@ def render(
     """
     devices.start()
     require_seed(seed)
+    for name, given, one in (("stop", stop, "plateau()"), ("watch", watch, "print")):
+        expected = f"a function of a Progress, such as {one}"
+        require_kind(name, given, (Callable, type(None)), expected)
     jobs = list(jobs)
     for job in jobs:
         _require(model, job.objective, recipe)

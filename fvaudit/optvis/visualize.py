@@ -1,7 +1,7 @@
 """Objectives -> `Visualization` records: the engine's front door."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -64,19 +64,12 @@ def visualize(
         One `Visualization` per objective, in order.
 
     Raises:
-        AuditError: for a unit that the model does not have, or settings out of range.
+        AuditError: for a unit that the model does not have, objects of another kind, or settings
+            out of range.
     """
     require_model(model)
     require_whole("repeats", repeats, 1, MOST)
     objectives = _as_objectives(objectives)
-    _require_parts(
-        parameterization=parameterization,
-        transforms=transforms,
-        optimizer=optimizer,
-        regularizer=regularizer,
-        stop=stop,
-        watch=watch,
-    )
     chosen = named_recipe(
         recipe,
         model.input,
@@ -108,22 +101,6 @@ def _as_objectives(objectives: Any) -> list[Objective]:
     for one in objectives:
         require_kind("objectives", one, Objective, wanted)
     return list(objectives)
-
-
-_PARTS: dict[str, tuple[Any, str]] = {
-    "parameterization": (Parameterization, "made by fvaudit, as pixels() and fourier() are"),
-    "transforms": (Transform, "made by fvaudit.transforms; compose(...) makes one of several"),
-    "optimizer": (Optimizer, "made by fvaudit.optimizers, as adam(0.05) is"),
-    "regularizer": (Regularizer, "made by fvaudit.regularizers"),
-    "stop": (Callable, "a function of a Progress, such as plateau()"),
-    "watch": (Callable, "a function of a Progress, such as print"),
-}
-
-
-def _require_parts(**given: Any) -> None:
-    for name, part in given.items():
-        if part is not None:
-            require_kind(name, part, *_PARTS[name])
 
 
 def _text(start: Any) -> str:
