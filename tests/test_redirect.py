@@ -106,6 +106,40 @@ def test_images_of_a_batch_do_not_see_each_other():
     np.testing.assert_array_equal(mapped, together)
 
 
+@pytest.mark.parametrize("shape", [(4,), (4, 3), (4, 3, 2)])
+def test_layers_side_by_side_are_asked_each_on_its_own(shape):
+    """Values and gradients are those of `relu` of each layer, whichever of them are dead."""
+    rng, widths = np.random.default_rng(2), (1, 3, 2)
+    layers = [rng.normal(size=(*shape, w)).astype(np.float32) for w in widths]
+    for i, layer in enumerate(layers):  # image 0: all live; the others: layer i of image i + 1 dead
+        layer[i + 1] = -np.abs(layer[i + 1])
+    slopes = [rng.normal(size=layer.shape).astype(np.float32) for layer in layers]
+
+    def gradients(function, active):
+        with redirect.redirecting(active):
+            values, pull = jax.vjp(lambda xs: function(xs), layers)
+            return values, pull(slopes)[0]
+
+    for active in (True, False, jnp.asarray(True), jnp.asarray(False)):
+        got = gradients(redirect.relus, active)
+        expected = gradients(lambda xs: [redirect.relu(x) for x in xs], active)
+        jax.tree.map(np.testing.assert_array_equal, got, expected)
+    for i, (x, g) in enumerate(zip(layers, slopes, strict=True)):
+        ordinary = np.where(x > 0, g, 0)
+        ordinary[i + 1] = np.minimum(g, 0)[i + 1]  # the rule for the only dead image
+        got = gradients(redirect.relus, True)[1][i]
+        np.testing.assert_array_equal(got[jnp.array([0, i + 1])], ordinary[[0, i + 1]])
+
+
+def test_layers_side_by_side_are_stock_ones_outside_the_context():
+    layers = [jnp.ones((2, 3)), jnp.ones((2, 1))]
+
+    def program(f):
+        return str(jax.make_jaxpr(jax.grad(lambda xs: sum(y.sum() for y in f(xs))))(layers))
+
+    assert program(redirect.relus) == program(lambda xs: [jax.nn.relu(x) for x in xs])
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_values_are_jaxs_to_the_bit(name):
     function, stock = FUNCTIONS[name][:2]
@@ -223,7 +257,7 @@ def test_whether_a_gradient_is_dead_is_asked_in_redirected_steps_only(name):
     jaxpr = jax.make_jaxpr(slope)(jnp.ones((2, 5)), jnp.asarray(True))
     asked = [e.primitive.name for e in jaxpr.eqns]
     inside = [str(e) for e in jaxpr.eqns if e.primitive.name == "cond"]
-    assert "reduce_or" not in asked and len(inside) == 1 and "reduce_or" in inside[0]
+    assert "reduce_and" not in asked and len(inside) == 1 and "reduce_and" in inside[0]
 
 
 def test_signs_and_kinks_agree_with_jax_when_alive():

@@ -66,13 +66,16 @@ def lanes(given: int | None) -> int:
     return given
 
 
-def on_every_device(function: Callable[..., Any], shared: int) -> Callable[..., Any]:
+def on_every_device(
+    function: Callable[..., Any], shared: int, *, brief: bool = False
+) -> Callable[..., Any]:
     """`function` over the leading axis of its arguments, an equal share for each local device.
 
     Args:
         function: takes `shared` arguments that every device gets whole, then arguments of which
             each device gets its rows; returns arrays with rows.
         shared: how many arguments are shared.
+        brief: the program takes less time than its compilation, which is cut short on a CPU.
     """
     rows, whole = PartitionSpec("images"), PartitionSpec()
 
@@ -83,7 +86,7 @@ def on_every_device(function: Callable[..., Any], shared: int) -> Callable[..., 
         )
         return mapped(*arguments)
 
-    return jax.jit(sharded, compiler_options=_compiler_options())
+    return jax.jit(sharded, compiler_options=_compiler_options(brief))
 
 
 def replicated(tree: Any) -> Any:
@@ -95,8 +98,11 @@ def _mesh() -> Mesh:
     return Mesh(np.array(jax.local_devices()), ("images",))
 
 
-def _compiler_options() -> dict[str, bool]:
+def _compiler_options(brief: bool) -> dict[str, bool | int]:
     """Options of `jax.jit` for programs that run one image per device."""
-    if jax.default_backend() == "cpu" and jax.local_device_count() > 1:
-        return {"xla_cpu_multi_thread_eigen": False}
-    return {}
+    if jax.default_backend() != "cpu":
+        return {}
+    alone: dict[str, bool | int] = {}
+    if jax.local_device_count() > 1:
+        alone["xla_cpu_multi_thread_eigen"] = False
+    return alone | ({"xla_backend_optimization_level": 1} if brief else {})

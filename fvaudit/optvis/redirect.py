@@ -27,10 +27,11 @@ import contextlib
 import contextvars
 import functools
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 
@@ -69,12 +70,25 @@ def relu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
 
     Under `vmap` each example is a batch of its own: with its leading axis as images.
     """
-    return _call(jax.nn.relu, _relu, x)
+    return relus([x])[0]
+
+
+def relus(layers: Sequence[Float[Array, "*n _"]]) -> list[Float[Array, "*n _"]]:
+    """`relu` of layers that stand side by side: equal in all but their last axis.
+
+    Each is asked on its own whether it is dead; inside `redirecting` they are one operation, which
+    compiles sooner.
+    """
+    if len(layers) == 1 or not _on():
+        return [_call(jax.nn.relu, functools.partial(_relu, None), x) for x in layers]
+    widths = tuple(x.shape[-1] for x in layers)
+    joined = _relu(widths, jnp.concatenate(layers, axis=-1), jnp.asarray(_active.get()))
+    return jnp.split(joined, np.cumsum(widths)[:-1], axis=-1)
 
 
 def relu6(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """min(max(x, 0), 6); inside `redirecting`, the leading axis is the images'."""
-    return _call(jax.nn.relu6, _relu6, x)
+    return _call(jax.nn.relu6, functools.partial(_relu6, None), x)
 
 
 def gelu(x: Float[Array, "*n"], approximate: bool = False) -> Float[Array, "*n"]:
@@ -89,25 +103,27 @@ def gelu(x: Float[Array, "*n"], approximate: bool = False) -> Float[Array, "*n"]
 
 
 def _call(ordinary, redirected, x: Array) -> Array:
-    active = _active.get()
-    if active is None or active is False:
-        return ordinary(x)
-    return redirected(x, jnp.asarray(active))
+    return redirected(x, jnp.asarray(_active.get())) if _on() else ordinary(x)
+
+
+def _on() -> bool:
+    """Whether what is traced here is redirected; at which steps may be data."""
+    return _active.get() is not None and _active.get() is not False
 
 
 def _piecewise(value, *kinks):
     """A function of slope 1 behind its kink, or between its two, with the redirected gradient.
 
     One byte an entry is kept for the backward pass, where x lies: 0 is below all kinks, a kink
-    counts 1 and what is behind it 2.
+    counts 1 and what is behind it 2. Its first argument is `widths` as in `_redirect`.
     """
     below, live, above = 0, 2, 2 * len(kinks)
 
-    @jax.custom_vjp
-    def function(x, active):
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def function(widths, x, active):
         return value(x)
 
-    def forward(x, active):
+    def forward(widths, x, active):
         passed = [(x >= k).astype(jnp.int8) + (x > k).astype(jnp.int8) for k in kinks]
         return value(x), (functools.reduce(operator.add, passed), active)
 
@@ -118,9 +134,9 @@ def _piecewise(value, *kinks):
         pushed = (place == below) & (g > 0)  # descent: positive gradients push lower
         return pushed if above == live else pushed | ((place == above) & (g < 0))
 
-    def backward(saved, g):
+    def backward(widths, saved, g):
         place, active = saved
-        return _redirect(ordinary, blocked, place, g, active), None
+        return _redirect(ordinary, blocked, place, g, active, widths), None
 
     function.defvjp(forward, backward)
     return function
@@ -151,12 +167,30 @@ def _gelu_backward(approximate, saved, g):
 _gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
-def _redirect(ordinary, blocked, saved, g, active):
-    """Whether anything passes is asked while `active` only: it is a pass over all of `g`."""
-    axes = tuple(range(1, g.ndim))
+def _redirect(ordinary, blocked, saved, g, active, widths=None):
+    """Whether anything passes is asked while `active` only: it is a pass over all of `g`.
+
+    `widths` are those of layers side by side along the last axis; None: it is one layer.
+    """
     dead = jax.lax.cond(
         active,
-        lambda: ~jnp.any(ordinary(saved, g) != 0, axis=axes, keepdims=True),
-        lambda: jnp.zeros((len(g), *(1,) * len(axes)), bool),
+        lambda: _dead(ordinary(saved, g) == 0, widths),
+        lambda: jnp.zeros(_dead_shape(g, widths), bool),
     )
     return jnp.where(dead, jnp.where(blocked(saved, g), 0, g), ordinary(saved, g))
+
+
+def _dead(zero, widths):
+    """Where all of an image's entries are zero, in each layer: of shape `_dead_shape`."""
+    axes = tuple(range(1, zero.ndim))
+    if widths is None:
+        return zero.all(axis=axes, keepdims=True)
+    ends = np.cumsum(widths)
+    channels = np.arange(ends[-1])
+    own = (channels < ends[:, None]) & (channels >= (ends - widths)[:, None])  # (layers, channels)
+    layers = (zero.all(axis=axes[:-1], keepdims=True)[..., None, :] | ~own).all(-1)
+    return (layers[..., None] & own).any(-2)
+
+
+def _dead_shape(g, widths):
+    return (len(g), *(1,) * (g.ndim - 2), 1 if widths is None else g.shape[-1])

@@ -308,7 +308,7 @@ def programs(
         return _each_row(advance, (params, first, total, until), jobs)
 
     return (
-        devices.on_every_device(begin_shard, shared=1),
+        devices.on_every_device(begin_shard, shared=1, brief=True),
         devices.on_every_device(advance_shard, shared=3),
     )
 

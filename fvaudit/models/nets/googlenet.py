@@ -117,35 +117,37 @@ class GoogLeNet(nnx.Module):
         return tap("logits", self.softmax2(x))
 
     def _stem(self, x, tap):
-        x = _active("conv2d0", self.convs["conv2d0"](x), tap)
+        (x,) = _active({"conv2d0": self.convs["conv2d0"](x)}, tap)
         x = tap("maxpool0", halved(x))
         x = tap("localresponsenorm0", _response_norm(x))
-        x = _active("conv2d1", self.convs["conv2d1"](x), tap)
-        x = _active("conv2d2", self.convs["conv2d2"](x), tap)
+        (x,) = _active({"conv2d1": self.convs["conv2d1"](x)}, tap)
+        (x,) = _active({"conv2d2": self.convs["conv2d2"](x)}, tap)
         x = tap("localresponsenorm1", _response_norm(x))
         return tap("maxpool1", halved(x))
 
     def _mixed(self, name, x, tap):
-        def active(part, y):
-            return _active(f"{name}_{part}", y, tap)
-
-        parts = ("1x1", "3x3_bottleneck", "5x5_bottleneck")
-        one, three, five = _joined([self.convs[f"{name}_{part}"] for part in parts], x)
+        one, three, five = _joined(
+            [self.convs[f"{name}_{part}"] for part in ("1x1", "3x3_bottleneck", "5x5_bottleneck")],
+            x,
+        )
+        bottlenecks = {f"{name}_3x3_bottleneck": three, f"{name}_5x5_bottleneck": five}
+        three, five = _active(bottlenecks, tap)
         pool = lowering.max_pool(x, (3, 3), (1, 1), ((1, 1), (1, 1)))
         pool = tap(f"{name}_pool", pool)
         branches = {
-            "1x1": one,
-            "3x3": self.convs[f"{name}_3x3"](active("3x3_bottleneck", three)),
-            "5x5": self.convs[f"{name}_5x5"](active("5x5_bottleneck", five)),
-            "pool_reduce": self.convs[f"{name}_pool_reduce"](pool),
+            f"{name}_1x1": one,
+            f"{name}_3x3": self.convs[f"{name}_3x3"](three),
+            f"{name}_5x5": self.convs[f"{name}_5x5"](five),
+            f"{name}_pool_reduce": self.convs[f"{name}_pool_reduce"](pool),
         }
         branches = _together(f"{name}_pre_relu", branches, tap)
-        active_ones = [active(part, y) for part, y in branches.items()]
-        return tap(name, jnp.concatenate(active_ones, axis=-1))
+        return tap(name, jnp.concatenate(_active(branches, tap), axis=-1))
 
 
-def _active(name: str, x: Float[Array, "n h w c"], tap: Tap) -> Float[Array, "n h w c"]:
-    return tap(name, redirect.relu(tap(f"{name}_pre_relu", x)))
+def _active(layers: dict[str, Array], tap: Tap) -> list[Array]:
+    """ReLU of layers side by side, each tapped before and after."""
+    before = [tap(f"{name}_pre_relu", x) for name, x in layers.items()]
+    return [tap(name, x) for name, x in zip(layers, redirect.relus(before), strict=True)]
 
 
 def _together(name: str, branches: dict[str, Array], tap: Tap) -> dict[str, Array]:

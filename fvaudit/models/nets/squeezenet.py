@@ -57,8 +57,8 @@ class Fire(nnx.Module):
 
     def __call__(self, x: Float[Array, "n h w c"], tap: Tap) -> Float[Array, "n h w o"]:
         x = tap(f"{self.name}.squeeze", redirect.relu(self.squeeze(x)))
-        one = tap(f"{self.name}.expand1x1", redirect.relu(self.expand1x1(x)))
-        three = tap(f"{self.name}.expand3x3", redirect.relu(self.expand3x3(x)))
+        one, three = redirect.relus([self.expand1x1(x), self.expand3x3(x)])
+        one, three = tap(f"{self.name}.expand1x1", one), tap(f"{self.name}.expand3x3", three)
         return tap(self.name, jnp.concatenate([one, three], axis=-1))
 
 
