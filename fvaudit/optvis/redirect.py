@@ -28,6 +28,7 @@ import contextvars
 import functools
 import operator
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +83,7 @@ def relus(layers: Sequence[Float[Array, "*n _"]]) -> list[Float[Array, "*n _"]]:
     if len(layers) == 1 or not _on():
         return [_call(jax.nn.relu, functools.partial(_relu, None), x) for x in layers]
     widths = tuple(x.shape[-1] for x in layers)
-    joined = _relu(widths, jnp.concatenate(layers, axis=-1), jnp.asarray(_active.get()))
+    joined: Any = _relu(widths, jnp.concatenate(layers, axis=-1), jnp.asarray(_active.get()))
     return jnp.split(joined, np.cumsum(widths)[:-1], axis=-1)
 
 
