@@ -100,8 +100,29 @@ def _png(path: pathlib.Path) -> np.ndarray:
 
 def timing(layer: str, options: argparse.Namespace) -> None:
     """The peer's and our seconds for 1 and for 64 units."""
-    steps = _steps_needed(layer, options.out)
-    rows = [*_peer_rows(layer), *_our_rows(layer, steps, options.many)]
+    steps, many = _steps_needed(layer, options.out), options.many
+    folder = _empty(CACHES / "pictures")
+
+    def seconds(n):
+        return _made("ours", layer, range(0, 8 * n, 8), steps, folder)
+
+    peers = [
+        Running(s, Workload("googlenet", layer, ()), CACHES, cold=False) for s in ON_OURS.values()
+    ]
+    peer_ms, first, cached = [], [], []
+    for _ in range(ROUNDS):  # one after the other, since the machine's speed drifts
+        peer_ms.append([_ms_per_step(peer) for peer in peers])
+        _empty(PROGRAMS)
+        first.append(seconds(1))
+        cached.append(seconds(1))
+    begun = peers[0].facts["ready_s"] - 2 * peers[0].facts["step_s"]
+    for peer in peers:
+        peer.stop()
+    waits = statistics.median(first), statistics.median(cached)
+    rows = [
+        *_peer_rows(begun, [statistics.median(ms) for ms in zip(*peer_ms, strict=True)]),
+        *_our_rows(steps, *waits, pair=seconds(2), some=seconds(many), many=many),
+    ]
     rows = [{"layer": layer, **row} for row in rows]
     table.replace(options.out / "wall.csv", rows, ("layer", "side", "units"))
     _write_page(options.out)
@@ -125,40 +146,28 @@ def stages(layer: str, options: argparse.Namespace) -> None:
     _write_page(options.out)
 
 
-def _peer_rows(layer: str) -> list[table.Row]:
-    """Start-up measured; 512 steps from milliseconds per image-step at the better batch size."""
-    workload = Workload("googlenet", layer, ())
-    running = [Running(side, workload, CACHES, cold=False) for side in ON_OURS.values()]
-    ms = {one.side.name: [] for one in running}
-    for _ in range(ROUNDS):
-        for one in running:
-            elapsed, images = one.run(4 if one.side.batch == 1 else 2)
-            ms[one.side.name].append(elapsed / images * 1e3)
-    for one in running:
-        one.stop()
-    single, batched = (statistics.median(ms[name]) for name in ON_OURS)
-    begun = running[0].facts["ready_s"] - 2 * running[0].facts["step_s"]
+def _ms_per_step(peer: Running) -> float:
+    elapsed, images = peer.run(4 if peer.side.batch == 1 else 2)
+    return elapsed / images * 1e3
+
+
+def _peer_rows(begun: float, ms: list[float]) -> list[table.Row]:
+    """`begun` seconds to start, and 512 steps of `ms` each, alone or at the better batch size."""
     return [
         _row("torch-lucent", units, STEPS, begun + units * STEPS * each / 1e3, "extrapolated")
-        for units, each in ((1, single), (MANY, min(single, batched)))
+        for units, each in ((1, ms[0]), (MANY, min(ms)))
     ]
 
 
-def _our_rows(layer: str, steps: int, many: int) -> list[table.Row]:
-    """The first run ever (empty program cache), the next one, and many units."""
-    _empty(PROGRAMS)
-    folder = _empty(CACHES / "pictures")
-
-    def seconds(n):
-        return _made("ours", layer, range(0, 8 * n, 8), steps, folder)
-
-    first, again, pair, some = seconds(1), seconds(1), seconds(2), seconds(many)
+def _our_rows(steps: int, first: float, cached: float, *, pair: float, some: float, many: int):
+    """Of seconds for a unit in the first run ever and in the next, for 2 and for many units."""
     whole = some if many == MANY else some + (MANY - many) * (some - pair) / (many - 2)
+    median = f"median of {ROUNDS}"
     how = "measured" if many == MANY else f"extrapolated from 2 and {many} units"
     return [
-        _row("fvaudit, first run", 1, steps, first, "measured"),
-        _row("fvaudit, cached", 1, steps, again, "measured"),
-        _row("fvaudit, first run", MANY, steps, whole + first - again, how),
+        _row("fvaudit, first run", 1, steps, first, median),
+        _row("fvaudit, cached", 1, steps, cached, median),
+        _row("fvaudit, first run", MANY, steps, whole + first - cached, how),
         _row("fvaudit, cached", MANY, steps, whole, how),
     ]
 
