@@ -106,6 +106,13 @@ def test_images_of_a_batch_do_not_see_each_other():
     np.testing.assert_array_equal(mapped, together)
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_single_axis_is_the_images(name):
+    x, g = np.array([[-20.0, 3.0, -20.0], [0.5, 0.5, -0.5]], np.float32)
+    got = _gradient(FUNCTIONS[name][0], x, g, True)
+    np.testing.assert_allclose(got, [0, g[1] * FUNCTIONS[name][2](3.0), g[2]], rtol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(4,), (4, 3), (4, 3, 2)])
 def test_layers_side_by_side_are_asked_each_on_its_own(shape):
     """Values and gradients are those of `relu` of each layer, whichever of them are dead."""

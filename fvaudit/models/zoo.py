@@ -13,7 +13,6 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 from flax import nnx
 
 from fvaudit.models import devices
@@ -29,7 +28,7 @@ from fvaudit.records import AuditError, require_kind
 
 
 class _Entry(NamedTuple):
-    module: Callable[[Any], nnx.Module]  # of `nnx.Rngs`; called as module(images, tap)
+    module: Callable[[nnx.Rngs], nnx.Module]  # called as module(images, tap)
     input: InputSpec
     trunk: tuple[str, ...]
     namings: tuple[Naming, ...]  # that weight files for it may have
@@ -254,7 +253,7 @@ def _entry(name: str) -> _Entry:
 def _network(name: str, spec: InputSpec) -> tuple[Any, Forward]:
     """(shapes of the parameters, forward pass)."""
     module = _ZOO[name].module
-    graph, abstract = nnx.split(nnx.eval_shape(lambda: module(_OneKey())))
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: module(_OneKey(0))))
 
     def forward(params, images, tap):
         return nnx.merge(graph, params)(spec.normalise(images), tap)
@@ -262,14 +261,11 @@ def _network(name: str, spec: InputSpec) -> tuple[Any, Forward]:
     return abstract, forward
 
 
-class _OneKey:
-    """Stands in for `nnx.Rngs` where only shapes are asked for, in less than half of its time."""
-
-    def __init__(self):
-        self._key = jax.random.key(0)
+class _OneKey(nnx.Rngs):
+    """Draws one key only: where shapes are asked for, that takes less than half of the time."""
 
     def params(self) -> Any:
-        return self._key
+        return self.default.key[...]
 
 
 def _model(network: str, params: Any, spec: InputSpec, **labels: Any) -> Model:

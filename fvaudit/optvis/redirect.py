@@ -10,7 +10,7 @@ remedy, for the first steps only, and for each image (leading axis) on its own:
     gradient   = redirected  where active and every entry of `ordinary` of that image is exactly 0
                  ordinary    elsewhere
 
-Networks call `relu`, `relu6` and `gelu` of this module. Values are always those of `jax.nn`.
+Networks call `relu`, `relus`, `relu6` and `gelu` from here. Values are always those of `jax.nn`.
 Outside `redirecting` they are `jax.nn`'s functions: programs compiled there hold no trace of it.
 
 Off by one: lucid redirects while global_step <= 16, which is its first 17 gradients (0 to 16),
@@ -71,17 +71,17 @@ def relu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
 
     Under `vmap` each example is a batch of its own: with its leading axis as images.
     """
-    return relus([x])[0]
+    return _call(jax.nn.relu, functools.partial(_relu, None), x)
 
 
-def relus(layers: Sequence[Float[Array, "*n _"]]) -> list[Float[Array, "*n _"]]:
+def relus(layers: Sequence[Float[Array, "n *m _"]]) -> list[Float[Array, "n *m _"]]:
     """`relu` of layers that stand side by side: equal in all but their last axis.
 
     Each is asked on its own whether it is dead; inside `redirecting` they are one operation, which
     compiles sooner.
     """
     if len(layers) == 1 or not _on():
-        return [_call(jax.nn.relu, functools.partial(_relu, None), x) for x in layers]
+        return [relu(x) for x in layers]
     widths = tuple(x.shape[-1] for x in layers)
     joined: Any = _relu(widths, jnp.concatenate(layers, axis=-1), jnp.asarray(_active.get()))
     return jnp.split(joined, np.cumsum(widths)[:-1], axis=-1)
@@ -173,16 +173,17 @@ def _redirect(ordinary, blocked, saved, g, active, widths=None):
 
     `widths` are those of layers side by side along the last axis; None: it is one layer.
     """
+    shape = (len(g), *(1,) * (g.ndim - 1))
     dead = jax.lax.cond(
         active,
         lambda: _dead(ordinary(saved, g) == 0, widths),
-        lambda: jnp.zeros(_dead_shape(g, widths), bool),
+        lambda: jnp.zeros(shape if widths is None else (*shape[:-1], g.shape[-1]), bool),
     )
     return jnp.where(dead, jnp.where(blocked(saved, g), 0, g), ordinary(saved, g))
 
 
 def _dead(zero, widths):
-    """Where all of an image's entries are zero, in each layer: of shape `_dead_shape`."""
+    """Where all of an image's entries are zero, in each layer: of a shape that broadcasts."""
     axes = tuple(range(1, zero.ndim))
     if widths is None:
         return zero.all(axis=axes, keepdims=True)
@@ -191,7 +192,3 @@ def _dead(zero, widths):
     own = (channels < ends[:, None]) & (channels >= (ends - widths)[:, None])  # (layers, channels)
     layers = (zero.all(axis=axes[:-1], keepdims=True)[..., None, :] | ~own).all(-1)
     return (layers[..., None] & own).any(-2)
-
-
-def _dead_shape(g, widths):
-    return (len(g), *(1,) * (g.ndim - 2), 1 if widths is None else g.shape[-1])

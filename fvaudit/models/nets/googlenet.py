@@ -126,12 +126,9 @@ class GoogLeNet(nnx.Module):
         return tap("maxpool1", halved(x))
 
     def _mixed(self, name, x, tap):
-        one, three, five = _joined(
-            [self.convs[f"{name}_{part}"] for part in ("1x1", "3x3_bottleneck", "5x5_bottleneck")],
-            x,
-        )
-        bottlenecks = {f"{name}_3x3_bottleneck": three, f"{name}_5x5_bottleneck": five}
-        three, five = _active(bottlenecks, tap)
+        reading = [f"{name}_{part}" for part in ("1x1", "3x3_bottleneck", "5x5_bottleneck")]
+        one, three, five = _joined([self.convs[part] for part in reading], x)
+        three, five = _active(dict(zip(reading[1:], (three, five), strict=True)), tap)
         pool = lowering.max_pool(x, (3, 3), (1, 1), ((1, 1), (1, 1)))
         pool = tap(f"{name}_pool", pool)
         branches = {
