@@ -176,19 +176,19 @@ def _redirect(ordinary, blocked, saved, g, active, widths=None):
     shape = (len(g), *(1,) * (g.ndim - 1))
     dead = jax.lax.cond(
         active,
-        lambda: _dead(ordinary(saved, g) == 0, widths),
+        lambda: ~_passing(ordinary(saved, g) != 0, widths),
         lambda: jnp.zeros(shape if widths is None else (*shape[:-1], g.shape[-1]), bool),
     )
     return jnp.where(dead, jnp.where(blocked(saved, g), 0, g), ordinary(saved, g))
 
 
-def _dead(zero, widths):
-    """Where all of an image's entries are zero, in each layer: of a shape that broadcasts."""
-    axes = tuple(range(1, zero.ndim))
+def _passing(entries, widths):
+    """Where any entry of an image passes, in each layer: of a shape that broadcasts."""
+    axes = tuple(range(1, entries.ndim))
     if widths is None:
-        return zero.all(axis=axes, keepdims=True)
+        return entries.any(axis=axes, keepdims=True)
     ends = np.cumsum(widths)
     channels = np.arange(ends[-1])
     own = (channels < ends[:, None]) & (channels >= (ends - widths)[:, None])  # (layers, channels)
-    layers = (zero.all(axis=axes[:-1], keepdims=True)[..., None, :] | ~own).all(-1)
+    layers = (entries.any(axis=axes[:-1], keepdims=True)[..., None, :] & own).any(-1)
     return (layers[..., None] & own).any(-2)
