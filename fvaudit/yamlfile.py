@@ -146,7 +146,12 @@ def _problem(error: Any, section: type[Section]) -> str:
         )
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return f"{where}: there is no such key{hint}"
-    got = "" if error["type"] == "missing" else f", got {error['input']!r}"
+    if error["type"] == "missing":
+        return f"{where}: this key is missing"
+    got = f", got {error['input']!r}"
+    if error["type"] == "model_type":
+        keys = ", ".join(_keys_beside((*error["loc"], ""), section))
+        return f"{where or 'config'}: expected keys and values, of {keys}{got}"
     return f"{where or 'config'}: {error['msg'].removeprefix('Value error, ')}{got}"
 
 

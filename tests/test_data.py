@@ -64,9 +64,9 @@ def folder(tmp_path):
 
 @pytest.fixture
 def classes(tmp_path):
-    for name, n in (("n01440764", 5), ("n01443537", 3), ("n02105162", 4)):
+    for c, (name, n) in enumerate((("n01440764", 5), ("n01443537", 3), ("n02105162", 4))):
         for i in range(n):
-            save(tmp_path / "set" / name / f"{i}.png", picture(i))
+            save(tmp_path / "set" / name / f"{i}.png", picture(i + c / 3))
     return tmp_path / "set"
 
 
@@ -157,6 +157,18 @@ def test_bad_files_are_skipped_by_name_or_refused(folder, name):
         load_images(folder, MODEL, on_bad="refuse")
 
 
+def test_a_picture_that_is_there_twice_counts_once(folder):
+    Image.open(folder / "3.png").save(folder / "copy.webp", lossless=True)  # another file
+    turned = picture(3).transpose(1, 0, 2).copy()  # equal bytes in another shape are another one
+    save(folder / "flat.png", np.zeros((20, 16, 3), np.uint8))
+    save(folder / "flat-turned.png", np.zeros_like(turned))
+    found = load_images(folder, MODEL, crops=2)
+    assert found.skipped == (("copy.webp", "it is the same picture as 3.png"),)
+    assert found.photographs == 8 and len(found.ids) == 16
+    with pytest.raises(AuditError, match="cannot be used: copy.webp: it is the same picture as 3"):
+        load_images(folder, MODEL, on_bad="refuse")
+
+
 def test_decompression_bombs_are_refused_undecoded(folder, monkeypatch):
     Image.new("1", (9000, 9000)).save(folder / "bomb.png")  # 81 megapixels in a few kilobytes
     found = load_images(folder, MODEL)
@@ -194,8 +206,8 @@ def test_a_zip_equals_its_folder(classes, folder, tmp_path, prefix):
 
 
 def test_class_folders_by_id_name_and_number(tmp_path):
-    for name in ("n01440764", "German_Shepherd", "1"):
-        save(tmp_path / name / "a.png")
+    for i, name in enumerate(("n01440764", "German_Shepherd", "1")):
+        save(tmp_path / name / "a.png", picture(i))
     found = load_images(tmp_path, MODEL)
     assert dict(zip(found.ids, labels_of(found).tolist(), strict=True)) == {
         "n01440764/a.png": 0, "German_Shepherd/a.png": 2, "1/a.png": 1,

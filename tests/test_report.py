@@ -131,6 +131,7 @@ def test_terminal_lines_fit_and_say_the_same_verdict(folder):
     lines = summary_lines(run)
     assert all(len(line) <= 80 for line in lines)
     assert 8 <= len(lines) <= 16
+    assert "          Files that could not be used: 1" in lines
     assert " ".join(lines).startswith(digest.overall(run).text)
     assert digest.overall(run).text.split(": ")[0] == "ERROR"  # one verdict is an error
 

@@ -51,6 +51,11 @@ class ForModel(Protocol):
     def classes(self) -> Sequence[Classes]: ...
 
 
+class _Cut(NamedTuple):
+    mark: bytes  # of the whole picture: equal marks, equal pictures
+    crops: list[np.ndarray]
+
+
 class _Photograph(NamedTuple):
     name: str
     label: int  # -1: not known
@@ -78,7 +83,8 @@ def load_images(
         model: gives input size, resize rule, and class names for class folders.
         limit: at most this many photographs, spread evenly over classes and drawn by the seed.
         crops: images per photograph, the centre crop first.
-        on_bad: "skip" unusable files and list them in `skipped`, or "refuse" to go on.
+        on_bad: "skip" files that cannot be used, and pictures that are there already pixel for
+            pixel, and list them in `skipped`; or "refuse" to go on.
         classes: what class folders are called, if the model does not know.
         labels: whether folders name classes; if not, images are unlabelled wherever they lie.
         seed: of `limit` and of random crops.
@@ -274,17 +280,18 @@ def _require_memory(photographs: int, crops: int, model: ForModel) -> None:
         )
 
 
-def _cut(photograph: _Photograph, spec: Any, crops: int, seed: int) -> list[np.ndarray] | str:
+def _cut(photograph: _Photograph, spec: Any, crops: int, seed: int) -> _Cut | str:
     """The crops of one photograph, or the reason why there are none."""
     try:
         picture = photograph.picture()
         cut = [centre_crop(picture, spec)]
     except BadImage as reason:
         return str(reason)
+    mark = hashlib.sha256(b"%dx%d" % picture.size + picture.tobytes()).digest()
     stream = hashlib.sha256(photograph.name.encode()).digest()[:8]
     rng = np.random.default_rng([seed, int.from_bytes(stream, "little")])
     cut += [_random_crop(picture, spec, rng) for _ in range(crops - 1)]
-    return [values(c, len(spec.mean)) for c in cut]
+    return _Cut(mark, [values(c, len(spec.mean)) for c in cut])
 
 
 def centre_crop(picture: Image.Image, spec: Any) -> Image.Image:
@@ -356,7 +363,18 @@ def _filter(spec: Any) -> Image.Resampling:
     return Image.Resampling[spec.interpolation.upper()]
 
 
+def _without_repeats(names: Sequence[str], cut: Sequence[_Cut | str]) -> list[_Cut | str]:
+    """Of equal pictures the first; two would count as two photographs, and are one."""
+    first: dict[bytes, str] = {}
+    kept: list[_Cut | str] = []
+    for name, one in zip(names, cut, strict=True):
+        known = name if isinstance(one, str) else first.setdefault(one.mark, name)
+        kept.append(one if known == name else f"it is the same picture as {known}")
+    return kept
+
+
 def _assembled(spec, found, group, chosen, cut, crops, on_bad) -> ImageSet:
+    cut = _without_repeats([found[i].name for i in chosen], cut)
     bad = tuple((found[i].name, c) for i, c in zip(chosen, cut, strict=True) if isinstance(c, str))
     if bad and on_bad == "refuse":
         listed = "; ".join(f"{name}: {reason}" for name, reason in bad[:5])
@@ -364,14 +382,14 @@ def _assembled(spec, found, group, chosen, cut, crops, on_bad) -> ImageSet:
             f"{len(bad)} images of {spec} cannot be used: {listed}. Remove or repair them, or set "
             "images.on_bad to skip."
         )
-    good = [(i, c) for i, c in zip(chosen, cut, strict=True) if not isinstance(c, str)]
+    good = [(i, c) for i, c in zip(chosen, cut, strict=True) if isinstance(c, _Cut)]
     if not good:
         raise AuditError(f"None of the {len(chosen)} images of {spec} can be used: {bad[:3]}.")
     labels = np.array([found[i].label for i, _ in good for _ in range(crops)])
     _, groups = np.unique([group[i] for i, _ in good for _ in range(crops)], return_inverse=True)
     names = [f"{found[i].name}#{k}" if k else found[i].name for i, _ in good for k in range(crops)]
     return ImageSet(
-        pixels=np.stack([c for _, mine in good for c in mine]),
+        pixels=np.stack([c for _, mine in good for c in mine.crops]),
         ids=tuple(names),
         labels=labels if (labels >= 0).any() else None,
         group=groups,

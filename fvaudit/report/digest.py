@@ -240,6 +240,12 @@ def photographs(run: Run) -> str:
     return f"{count} photographs" + (f" ({images} images)" if images != count else "")
 
 
+def unusable(run: Run) -> str:
+    """How many files gave no image, if any; their names and reasons stand in the report."""
+    skipped = len(run.data.get("skipped", ()))
+    return f"Files that could not be used: {skipped}" if skipped else ""
+
+
 def limits(run: Run) -> tuple[str, ...]:
     """What the audit cannot show, with this run's own numbers."""
     found = (_data_limit(run), _group_limit(run), _resolution_limit(run), _p_limit(run))
@@ -259,9 +265,8 @@ def limits(run: Run) -> tuple[str, ...]:
 
 
 def _data_limit(run: Run) -> str:
-    skipped = len(run.data.get("skipped", ()))
     labels = "labelled" if run.data.get("labelled") else "not labelled"
-    left = f" Files that could not be used: {skipped}." if skipped else ""
+    left = f" {unusable(run)}." if unusable(run) else ""
     return (
         f"Behind every number stand {photographs(run)}, {labels}. Crops of one photograph are not "
         f"independent: photographs are counted.{left}"

@@ -248,6 +248,8 @@ def _similarities(
         ("fv", "triangle", "FV", lambda row: row.fv),
     )
     body = [_text(4, 11, "Similarity of activations", kind="head"), _hatched(path, x, 20, 126)]
+    if any(not row.resolvable for row in path):
+        body.append(_text(right, 11, "hatched: not resolvable", "end"))
     body += [_level(v, _signed(v), axis, left, right) for v in _ticks(axis)]
     ends: list[tuple[Pixel, str, str]] = []
     for kind, marker, name, pick in curves:
@@ -288,9 +290,6 @@ def _normalised_part(
         _band(x, ends, axis, "fv"),
         _normalised(path, x, axis, "triangle"),
     ]
-    if any(not row.resolvable for row in path):
-        body.append(_text(right + 5, 241, "hatched: not"))
-        body.append(_text(right + 5, 253, "resolvable"))
     return body
 
 

@@ -25,6 +25,7 @@ def summary_lines(run: Run) -> list[str]:
     for label, number in zip(("score", "apart", "margin"), digest.numbers(run), strict=True):
         lines += _wrapped(f"{label:<10}", f"{number.value}  {number.name.lower()}")
     lines += _wrapped("data      ", digest.photographs(run))
+    lines += _wrapped("          ", digest.unusable(run)) if digest.unusable(run) else []
     lines += finding_lines([f for f in run.findings if f.severity > Severity.OK])
     if run.verdicts:
         lines.append("PASS means that no discrepancy was detected; the report names the limits.")
