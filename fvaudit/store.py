@@ -197,7 +197,12 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a text file in one step."""
-    write_bytes(path, text.encode())
+    write_bytes(path, encoded(text))
+
+
+def encoded(text: str) -> bytes:
+    r"""As UTF-8; bytes in the name of a file or folder that are none are written as \udc.."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import io
+import os
+import sys
 import zipfile
 
 import numpy as np
@@ -167,6 +169,12 @@ def test_a_picture_that_is_there_twice_counts_once(folder):
     assert found.photographs == 8 and len(found.ids) == 16
     with pytest.raises(AuditError, match="cannot be used: copy.webp: it is the same picture as 3"):
         load_images(folder, MODEL, on_bad="refuse")
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="names are UTF-8 there")
+def test_names_that_are_no_utf_8_are_written_out(tmp_path):
+    save(tmp_path / os.fsdecode(b"caf\xe9.png"))
+    assert load_images(tmp_path, MODEL, crops=2).ids == ("caf\\xe9.png", "caf\\xe9.png#1")
 
 
 def test_decompression_bombs_are_refused_undecoded(folder, monkeypatch):

@@ -263,7 +263,7 @@ def test_natural_thumbnails_are_embedded_once(folder, page):
 def test_hostile_text_stays_text(tmp_path):
     units = [f"{HOSTILE.replace(' ', '')}:1", "$\\frac{:2", "../up:3"]
     made = synthetic_run.make(
-        tmp_path / "a b'<i>", units, label=HOSTILE, skipped=((HOSTILE, f"| {HOSTILE}\n# x"),)
+        tmp_path / "a b'<i>\udce9", units, label=HOSTILE, skipped=((HOSTILE, f"| {HOSTILE}\n# x"),)
     )
     (made / "config.resolved.yaml").write_text(f"seed: 0\nmodel: {HOSTILE!r}\n# </pre>{HOSTILE}\n")
     document = Document(render(made).read_text())

@@ -3,6 +3,7 @@
 A source is a sorted list of entries whose bytes are read on demand; nothing is extracted to disk.
 """
 
+import os
 import pathlib
 import zipfile
 from collections.abc import Callable
@@ -68,7 +69,13 @@ def _is_image(parts: tuple[str, ...]) -> bool:
 
 
 def _entry(parts: tuple[str, ...], read: Callable[[], bytes]) -> Entry:
-    return Entry("/".join(parts), parts[0] if len(parts) > 1 else "", read)
+    spoken = [_text(part) for part in parts]
+    return Entry("/".join(spoken), spoken[0] if len(spoken) > 1 else "", read)
+
+
+def _text(name: str) -> str:
+    r"""Names on disk are bytes; what is no UTF-8 among them is written out: caf\xe9.jpg."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _reader(path: pathlib.Path) -> Callable[[], bytes]:

@@ -87,7 +87,7 @@ def page(run: Run) -> str:
     text = ""
     for size in thumbnails.SIZES[first:]:
         text = _template().render(_context(run, size))
-        if len(text.encode()) <= LIMIT:
+        if len(store.encoded(text)) <= LIMIT:
             break
     return text
 
