@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fvaudit.api import path_similarity as path_similarity
     from fvaudit.config import load_config as load_config
     from fvaudit.data import load_images as load_images
-    from fvaudit.doctor import doctor as doctor
+    from fvaudit.diagnosis import doctor as doctor
     from fvaudit.models.export import export_onnx as export_onnx
     from fvaudit.models.export import save_folder as save_folder
     from fvaudit.models.imports.flax_modules import from_flax as from_flax
@@ -108,7 +108,7 @@ _HOME = {
     "audit": "run",
     "collect_natural": "api",
     "cppn": "optvis.cppn",
-    "doctor": "doctor",
+    "doctor": "diagnosis",
     "export_onnx": "models.export",
     "fit_statistics": "optvis.natural",
     "fourier": "optvis.params",

@@ -147,7 +147,7 @@ def doctor_command(
 
     Exit code 1 if there is a problem.
     """
-    from fvaudit.doctor import doctor
+    from fvaudit.diagnosis import doctor
     from fvaudit.records import Severity
     from fvaudit.report.text import finding_lines
 

@@ -24,7 +24,7 @@ import numpy as np
 import fvaudit
 from fvaudit import checks, pictures, store
 from fvaudit.config import Config, Gates, dump, load_config
-from fvaudit.doctor import loader
+from fvaudit.diagnosis import loader
 from fvaudit.evidence import summary
 from fvaudit.evidence.activations import Features, collect, feature_count
 from fvaudit.evidence.units import measure, natural, without_dead

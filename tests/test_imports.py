@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import pkgutil
 import subprocess
 import sys
 import time
@@ -57,14 +58,14 @@ ALLOWED = {
     "yamlfile": {"records"},
     "config": {"records", "yamlfile"},
     "store": {"records"},
-    "doctor": {"records", "data", "models"},
+    "diagnosis": {"records", "data", "models"},
     "plan": {"records", "config", "data", "models", "optvis"},
     "pictures": {"records", "models", "optvis", "store"},
     "run": {
         "records",
         "pictures",
         "checks",
-        "doctor",
+        "diagnosis",
         "config",
         "data",
         "evidence",
@@ -92,7 +93,7 @@ ALLOWED = {
         "gates",
         "manipulation",
         "records",
-        "doctor",
+        "diagnosis",
         "pictures",
         "optvis",
         "config",
@@ -178,6 +179,13 @@ def test_import_and_help_import_no_framework(arguments):
     imported = {line.rsplit("|", 1)[-1].strip() for line in out.stderr.splitlines()}
     assert "fvaudit" in imported
     assert not imported & {"jax", "flax", "pandas", "matplotlib", "pydantic", "scipy"}
+
+
+def test_no_public_function_is_named_like_a_module():
+    """Importing fvaudit.x makes fvaudit.x that module, whatever it was before."""
+    modules = {module.name for module in pkgutil.iter_modules(fvaudit.__path__)}
+    assert {"run", "diagnosis"} <= modules
+    assert not modules & set(fvaudit._HOME)
 
 
 def test_public_names_resolve():

@@ -13,7 +13,7 @@ from scipy import stats
 
 from fvaudit import cli
 from fvaudit.data import load_images
-from fvaudit.doctor import loader
+from fvaudit.diagnosis import loader
 from fvaudit.models.model import InputSpec, Model, build
 from fvaudit.models.preflight import mistakes, preflight
 from fvaudit.models.preflight.layers import silent_rate_bound

@@ -14,7 +14,7 @@ import sys
 import numpy as np
 
 import fvaudit as fv
-from fvaudit.doctor import loader
+from fvaudit.diagnosis import loader
 from fvaudit.models.model import Model
 from fvaudit.models.preflight import LANES, mistakes
 from fvaudit.models.preflight.responses import Watch, log_probabilities, output_layer

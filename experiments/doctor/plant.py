@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import fvaudit as fv
-from fvaudit.doctor import doctor
+from fvaudit.diagnosis import doctor
 from fvaudit.models.model import InputSpec, Model, build
 from fvaudit.models.preflight.settings import CONVENTIONS
 from fvaudit.records import Finding, ImageSet
