@@ -137,6 +137,9 @@ def doctor_command(
     model: ModelArgument,
     data: Annotated[str, typer.Option("--data", help="photographs, best in class folders")],
     weights: Weights = None,
+    classes: Annotated[
+        pathlib.Path | None, typer.Option(help="file of its classes' names, where they are others")
+    ] = None,
     limit: Annotated[int, typer.Option(help="at most this many photographs")] = 500,
     brief: Annotated[bool, typer.Option("--brief", help="only what every audit looks at")] = False,
     input_: InputFile = None,
@@ -151,7 +154,7 @@ def doctor_command(
     from fvaudit.records import Severity
     from fvaudit.report.text import finding_lines
 
-    loaded = _model(model, weights, input_, set_, allow_download)
+    loaded = _model(model, weights, input_, set_, allow_download, classes=classes)
     found = doctor(loaded, data, limit=limit, thorough=not brief)
     for line in finding_lines(found):
         print(line)
@@ -263,13 +266,14 @@ def _model(
     input_: pathlib.Path | None,
     set_: Sequence[str] | None,
     allow_download: bool,
+    **more: Any,
 ) -> Any:
     """The model that a verb names, with its preprocessing from a file, options, or neither."""
     from fvaudit.config import input_of
     from fvaudit.models.zoo import load_model
 
     said = input_of([*_input_overrides(input_), *(set_ or [])])
-    return load_model(name, weights, input=said, allow_download=allow_download)
+    return load_model(name, weights, input=said, allow_download=allow_download, **more)
 
 
 def _input_overrides(path: pathlib.Path | None) -> list[str]:

@@ -97,7 +97,9 @@ class Images(Photographs):
 
     labels: bool = pydantic.Field(default=True, description="whether folders name classes")
     classes: str | None = pydantic.Field(
-        default=None, description="TSV (index, wnid, name) for class folders, if the model has none"
+        default=None,
+        description="file of the model's classes, where it does not know them: a name a line in "
+        "the order of its outputs, or a TSV (index, wnid, name)",
     )
 
 

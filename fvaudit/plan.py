@@ -16,7 +16,7 @@ from fvaudit.config import Config, Units
 from fvaudit.data import load_images
 from fvaudit.models import devices
 from fvaudit.models.classes import load_classes
-from fvaudit.models.model import Model
+from fvaudit.models.model import Model, with_classes
 from fvaudit.models.zoo import load_model
 from fvaudit.optvis import objectives
 from fvaudit.optvis.recipes import recipe
@@ -67,7 +67,7 @@ def audited_model(
             f"{config.model or 'weights or input'} too. Leave model, weights and input out of it."
         )
     if config.images.classes and not model.classes:
-        model = dataclasses.replace(model, classes=load_classes(config.images.classes))
+        model = with_classes(model, config.images.classes)
     return model
 
 

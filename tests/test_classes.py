@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from fvaudit.models.classes import ImageClass, load_classes
+from fvaudit.models.classes import ImageClass, as_classes, load_classes
 from fvaudit.records import AuditError
 
 
@@ -39,6 +39,29 @@ def test_user_table(tmp_path):
     assert load_classes(str(table)) == load_classes(table)
 
 
+def test_names_in_the_order_of_the_outputs(tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("# mine\ncat\n\ngrosser Hund\n", "utf-8")
+    wanted = (ImageClass(0, "cat", "cat"), ImageClass(1, "grosser Hund", "grosser Hund"))
+    assert load_classes(names) == as_classes(names) == as_classes(["cat", "grosser Hund"]) == wanted
+    assert as_classes(wanted) == wanted and as_classes(()) == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (3, "Expected the names of the classes, .*; number 0 is 3"),
+        (["a", 1], "number 1 is 1"),
+        ({"a": 0}, "number 0 is {'a': 0}"),
+        ([ImageClass(1, "a", "a")], "number 0 is ImageClass"),
+        (["a", "a"], "The list gives classes 0 and 1 the same name 'a'"),
+    ],
+)
+def test_other_things_are_no_classes(given, message):
+    with pytest.raises(AuditError, match=message):
+        as_classes(given)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -52,6 +75,7 @@ def test_user_table(tmp_path):
         ("index\twnid\tname\n0\ta\tA\n2\tb\tB\n", "Line 3 of .* has index '2'; expected 1"),
         ("index\twnid\tname\nx\ta\tA\n", "has index 'x'; expected 0"),
         ("index\twnid\tname\n0\ta\tA\n1\ta\tB\n", "classes 0 and 1 the same wnid 'a'"),
+        ("A\nA\n", "classes.tsv gives classes 0 and 1 the same name 'A'"),
         ("index\twnid\tname\n0\ta\tA\n1\tb\tA\n", "classes 0 and 1 the same name 'A'"),
     ],
 )

@@ -33,7 +33,7 @@ MODEL = Wants()
 RNG = np.random.default_rng(0)
 
 
-def picture(seed=0, size=(20, 16)):
+def picture(seed=0.0, size=(20, 16)):
     """A smooth colour picture (h, w) without symmetry."""
     h, w = size
     y, x = np.mgrid[0:h, 0:w] / max(size)
@@ -220,6 +220,11 @@ def test_class_folders_by_id_name_and_number(tmp_path):
     assert dict(zip(found.ids, labels_of(found).tolist(), strict=True)) == {
         "n01440764/a.png": 0, "German_Shepherd/a.png": 2, "1/a.png": 1,
     }  # fmt: skip
+
+
+def test_classes_may_be_names_in_order(classes):
+    found = load_images(classes, MODEL, classes=["n02105162", "n01440764", "N01443537"])
+    assert np.bincount(labels_of(found)).tolist() == [4, 5, 3]
 
 
 def test_limit_is_balanced_and_drawn_by_the_seed(classes):

@@ -145,6 +145,9 @@ def damaged(saved, tmp_path):
         ({"edits": 3}, "recipe.json is damaged"),
         ({"input": {"size": [0, 0]}}, "damaged"),
         ({"classes": [1]}, "damaged"),
+        ({"outputs": 10**9}, "damaged"),
+        ({"outputs": "7"}, "damaged"),
+        ({"outputs": 7}, "other shape|has shape"),
         ({"fingerprint": "0"}, "does not give the model that was saved"),
     ],
 )

@@ -84,14 +84,18 @@ def test_a_config_names_a_file_beside_it(onnx_file, tmp_path):
         "images": {"source": "photos", "classes": "classes.tsv"},
         "units": [{"layer": "logits", "count": 2}],
     }
-    (tmp_path / "classes.tsv").write_text("index\twnid\tname\n0\ta\tcat\n1\tb\tdog\n")
+    (tmp_path / "classes.tsv").write_text("cat\ndog\ncow\nowl\n")
     path = tmp_path / "audit.yaml"
     path.write_text(yaml.safe_dump(config))
     loaded = load_config(path, ["input.resize=30"])
     assert loaded.model == str(onnx_file)
     model = plan.audited_model(loaded)
-    assert model.input.resize == 30 and [c.name for c in model.classes] == ["cat", "dog"]
+    names = ["cat", "dog", "cow", "owl"]
+    assert model.input.resize == 30 and [c.name for c in model.classes] == names
     assert model.fingerprint == load_model(onnx_file, input=model.input).fingerprint
+    assert load_model(onnx_file, input=model.input, classes=names).classes == model.classes
+    with pytest.raises(AuditError, match="net has 4 outputs, and 3 classes were given"):
+        load_model(onnx_file, input=model.input, classes=names[:3])
 
 
 @pytest.mark.extras
@@ -249,7 +253,7 @@ def test_weights_of_the_hub_go_into_networks_of_the_zoo(hub, monkeypatch):
     hub.files |= {"config.json": json.dumps(config).encode(), "model.safetensors": b"numbers"}
     taken = {}
 
-    def load(abstract, path, *namings):
+    def load(abstract, path, *namings, head):
         taken["content"] = path.read_bytes()
         return random_model("resnet50", 0).params, namings[0]
 

@@ -101,6 +101,18 @@ MISTAKES = [
         r"spec must be a folder, .*, got ndarray",
     ),
     (
+        "fv.load_images('samples', model, classes='classes.tsv')",
+        r"classes must be names of classes, in the order of the model's outputs, got 'classes.tsv'",
+    ),
+    (
+        "fv.load_images('samples', model, classes=[3])",
+        r"classes must be names of classes, .*, got 3",
+    ),
+    (
+        "fv.load_model('efficientnet_lite0', classes={'a': 0})",
+        r"Expected the names of the classes, .*; number 0 is {'a': 0}",
+    ),
+    (
         "fv.load_images('samples', 'tiny')",
         r"model must be a Model, .*, got 'tiny'",
     ),

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from fvaudit.models import zoo
+from fvaudit.models.folders import Recipe, save_folder
 from fvaudit.models.nets import vit
 from fvaudit.models.trunk import trunk
 from fvaudit.models.zoo import load_model, random_model
@@ -70,6 +71,38 @@ def test_every_layer_agrees(peer, tmp_path):
 
 
 @pytest.mark.extras
+@pytest.mark.parametrize(
+    ("name", "outputs"),
+    [("resnet18", 10), ("resnet18", 1001), ("squeezenet1_1", 2), ("vit_b_16", 7)]
+    + [pytest.param("vgg16", 3, marks=pytest.mark.slow)],
+)
+def test_fine_tuned_networks_have_the_outputs_of_their_file(name, outputs, tmp_path):
+    net = _random_peer(Peer(name, "torchvision", name, ".pth"), num_classes=outputs)
+    file, names = _saved(net, tmp_path / "weights.pth"), [f"class {i}" for i in range(outputs)]
+    model = load_model(name, file)
+    assert (
+        model.classes == () and load_model(name, file, classes=names).classes[-1].name == names[-1]
+    )
+    image = np.random.default_rng(0).random((1, 224, 224, 3), np.float32)
+    output = {"squeezenet1_1": "classifier.3", "resnet18": "fc", "vgg16": "classifier.6"}
+    modules = {"logits": output.get(name, "heads.head")}
+    wanted = _activations(net, modules, model.input, image)["logits"]
+    got = model.activations(image, ["logits"])["logits"]
+    assert got.shape == (1, outputs) and _relative(got, wanted) < 1e-5
+    saved = save_folder(model, tmp_path / "folder", Recipe(model, name))
+    assert load_model(saved).fingerprint == model.fingerprint
+
+
+def test_no_more_outputs_are_read_than_there_are_classes_anywhere(tmp_path):
+    model = random_model("squeezenet1_1", 0)
+    tensors = {".".join(map(str, path)): v[...] for path, v in nnx.to_flat_state(model.params)}
+    tensors["conv10.bias"] = np.zeros(40_000, np.float32)
+    np.savez(tmp_path / "weights.npz", **tensors)
+    with pytest.raises(AuditError, match=r"conv10.bias has shape \(40000,\), the network needs"):
+        load_model("squeezenet1_1", tmp_path / "weights.npz")
+
+
+@pytest.mark.extras
 def test_timms_vit_comes_with_timms_preprocessing():
     """Which was trained on [-1, 1]; torchvision's on ImageNet's mean and standard deviation."""
     assert vit.TIMM.input is not None and vit.TIMM.input.mean == vit.TIMM.input.std == (0.5,) * 3
@@ -91,14 +124,14 @@ def _relative(got, want):
     return float(np.abs(np.asarray(got) - want).max() / np.abs(want).max())
 
 
-def _random_peer(peer):
+def _random_peer(peer, **settings):
     """Random everywhere: many networks start with biases, tokens or heads of 0."""
     torch = peers.torch()
     torch.manual_seed(0)
     if peer.package == "timm":
         net = peers.timm().create_model(peer.theirs, pretrained=False)
     else:
-        net = getattr(peers.torchvision().models, peer.theirs)(weights=None)
+        net = getattr(peers.torchvision().models, peer.theirs)(weights=None, **settings)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter += 0.02 * torch.randn_like(parameter)

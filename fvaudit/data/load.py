@@ -6,6 +6,7 @@ time), drawn from a stream of the photograph's own: which other photographs are 
 matter. Crops of one photograph share its `group`.
 """
 
+import dataclasses
 import difflib
 import hashlib
 import math
@@ -51,6 +52,13 @@ class ForModel(Protocol):
     def classes(self) -> Sequence[Classes]: ...
 
 
+@dataclasses.dataclass(frozen=True)
+class _Named:
+    index: int
+    wnid: str
+    name: str
+
+
 class _Cut(NamedTuple):
     mark: bytes  # of the whole picture: equal marks, equal pictures
     crops: list[np.ndarray]
@@ -69,7 +77,7 @@ def load_images(
     limit: int | None = None,
     crops: int = 1,
     on_bad: str = "skip",
-    classes: Sequence[Classes] | None = None,
+    classes: Sequence[Classes | str] | None = None,
     labels: bool = True,
     seed: int = 0,
 ) -> ImageSet:
@@ -85,7 +93,8 @@ def load_images(
         crops: images per photograph, the centre crop first.
         on_bad: "skip" files that cannot be used, and pictures that are there already pixel for
             pixel, and list them in `skipped`; or "refuse" to go on.
-        classes: what class folders are called, if the model does not know.
+        classes: what class folders are called, if the model does not know: names in the order of
+            the model's outputs, or what `fvaudit.models.classes.load_classes` reads.
         labels: whether folders name classes; if not, images are unlabelled wherever they lie.
         seed: of `limit` and of random crops.
 
@@ -165,15 +174,20 @@ def _labels(path: pathlib.Path, entries: list[Entry], names: Mapping[str, int]) 
         hint = f"; nearest to {unknown[0]!r} is {near[0]!r}" if near else ""
         raise AuditError(
             f"{path}: class folders {', '.join(unknown[:5])} name no class of the model{hint}. "
-            "Name folders by WordNet id, class name or index, give a table of classes "
-            "(images.classes: a TSV of index, wnid, name), or say that folders are no classes "
-            "(images.labels: false)."
+            "Name folders by WordNet id, class name or index, give the model's classes in the "
+            "order of its outputs (from Python classes=[...], in a config images.classes: a file "
+            "of a name a line), or say that folders are no classes (images.labels: false)."
         )
     return [names[_key(e.folder)] for e in entries]
 
 
-def _class_names(classes) -> dict[str, int]:
+def _class_names(given: Any) -> dict[str, int]:
     """Folder name -> class index: WordNet ids, then names, then plain numbers."""
+    expected = "names of classes, in the order of the model's outputs"
+    require_kind("classes", given, (list, tuple), expected)
+    classes = [_Named(i, c, c) if isinstance(c, str) else c for i, c in enumerate(given)]
+    for one in classes:
+        require_kind("classes", one, Classes, expected)
     names = {str(c.index): c.index for c in classes}
     names |= {_key(c.name): c.index for c in classes}
     return names | {c.wnid.lower(): c.index for c in classes}

@@ -10,6 +10,7 @@ import importlib.resources
 import os
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from fvaudit.records import AuditError
 
@@ -26,10 +27,40 @@ class ImageClass:
     name: str  # for people, unique within a table
 
 
+# Names in the order of the outputs; or a file of them, as `load_classes` reads it
+Classes = str | os.PathLike | Sequence[ImageClass | str]
+
+
+def as_classes(given: Any, source: str = "The list") -> tuple[ImageClass, ...]:
+    """Classes from what a user has.
+
+    Args:
+        given: names, or `ImageClass`es, one for each output in their order; or the path of a file
+            that `load_classes` reads. Nothing: classes are not known.
+        source: where they are from, for people.
+
+    Raises:
+        AuditError: for anything else, a name that occurs twice, and whatever `load_classes` raises.
+    """
+    if isinstance(given, str | os.PathLike):
+        return load_classes(given)
+    rows = list(given) if isinstance(given, Sequence) else [given]
+    classes = tuple(ImageClass(i, c, c) if isinstance(c, str) else c for i, c in enumerate(rows))
+    for place, one in enumerate(classes):
+        if not isinstance(one, ImageClass) or one.index != place:
+            raise AuditError(
+                f"Expected the names of the classes, one for each output in their order, or a file "
+                f"of them; number {place} is {one!r:.80}."
+            )
+    _check_unique(classes, "name", lambda c: c.name, source)
+    return classes
+
+
 def load_classes(path: str | os.PathLike | None = None) -> tuple[ImageClass, ...]:
     """Reads a table of classes: tab-separated, UTF-8, header `index`, `wnid`, `name`.
 
-    Lines that start with # and empty lines are skipped. The i-th row (from 0) has index i.
+    Lines that start with # and empty lines are skipped. The i-th row (from 0) has index i. A file
+    without any tab holds a name in each line.
 
     Args:
         path: the table; None reads the packaged ImageNet-1k table.
@@ -44,6 +75,8 @@ def load_classes(path: str | os.PathLike | None = None) -> tuple[ImageClass, ...
         for number, line in enumerate(_text(path, source).split("\n"), start=1)
         if line.strip() and not line.startswith("#")
     ]
+    if lines and all(len(cells) == 1 for _, cells in lines):
+        return as_classes([name.strip() for _, (name,) in lines], source)
     _check_header(lines[0][1] if lines else [], source)
     classes = tuple(
         _row(cells, position, f"Line {number} of {source}")
@@ -63,7 +96,7 @@ def _text(path: str | os.PathLike | None, source: str) -> str:
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a NUL
         raise AuditError(
             f"Cannot read the classes from {source}: {error}. "
-            f"Expected a UTF-8 text file with the columns {', '.join(COLUMNS)}."
+            f"Expected a UTF-8 text file: a name a line, or the columns {', '.join(COLUMNS)}."
         ) from None
 
 

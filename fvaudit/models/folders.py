@@ -28,6 +28,7 @@ from fvaudit.models.builders import Edit
 from fvaudit.models.classes import ImageClass
 from fvaudit.models.imports.pickle_ops import shown
 from fvaudit.models.model import InputSpec, Model
+from fvaudit.models.weights import MOST_OUTPUTS
 from fvaudit.records import AuditError
 
 
@@ -77,18 +78,22 @@ def save_folder(model: Model, folder: str | os.PathLike, recipe: Recipe) -> path
 def _write(model: Model, folder: pathlib.Path, recipe: Recipe) -> None:
     from safetensors.numpy import save_file
 
-    arrays = {} if _is_file(recipe.network) else _named("base", recipe.base.params)
+    from fvaudit.models import zoo
+
+    is_file = _is_file(recipe.network)
+    arrays = {} if is_file else _named("base", recipe.base.params)
     for i, edit in enumerate(recipe.edits):
         arrays |= _named(f"edits.{i}", edit.params)
     for name, array in arrays.items():
         if str(array.dtype) not in TYPES:
             raise AuditError(f"Parameter {name} has type {array.dtype}; known: {', '.join(TYPES)}.")
     save_file(arrays, folder / PARAMETERS)
-    if _is_file(recipe.network):
+    if is_file:
         shutil.copyfile(recipe.network, folder / NETWORK)
     text = {
         "format": FORMAT,
-        "network": NETWORK if _is_file(recipe.network) else recipe.network,
+        "network": NETWORK if is_file else recipe.network,
+        "outputs": None if is_file else zoo.outputs_of(recipe.network, recipe.base.params),
         "base": recipe.base.name,
         "edits": [{"builder": e.builder, "settings": dict(e.settings),
                    "params": _layout(e.params)} for e in recipe.edits],
@@ -153,7 +158,9 @@ def _rebuilt(folder: pathlib.Path, said: Mapping[str, Any]) -> Model:
     network, spec = said["network"], _spec(said["input"])
     classes = tuple(ImageClass(*row) for row in said["classes"])
     labels = {"name": said["base"], "classes": classes, "source": said["source"]}
-    abstract = None if network == NETWORK else zoo.abstract_params(network, spec)
+    abstract = None
+    if network != NETWORK:
+        abstract = zoo.abstract_params(network, spec, _outputs(said))
     wanted = _named("base", abstract)
     for i, edit in enumerate(said["edits"]):
         wanted |= {f"edits.{i}{key}": leaf for key, leaf in _flat(edit["params"])}
@@ -168,6 +175,14 @@ def _rebuilt(folder: pathlib.Path, said: Mapping[str, Any]) -> Model:
         params = _filled(edit["params"], f"edits.{i}", arrays)
         model = builders.apply(model, Edit(edit["builder"], params, edit["settings"]))
     return dataclasses.replace(model, name=said["name"])
+
+
+def _outputs(said: Mapping[str, Any]) -> int:
+    """Of a network of the zoo; folders from before it could vary do not say."""
+    outputs = said.get("outputs", 1000)
+    if not isinstance(outputs, int) or not 1 <= outputs <= MOST_OUTPUTS:
+        raise TypeError(f"outputs {outputs!r}")
+    return outputs
 
 
 def _spec(fields: Mapping[str, Any]) -> InputSpec:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from fvaudit.models.classes import ImageClass
+from fvaudit.models.classes import Classes, ImageClass, as_classes
 from fvaudit.models.trunk import trunk as find_trunk
 from fvaudit.optvis.lowering import stock_convolutions
 from fvaudit.records import AuditError, Unit, require_kind
@@ -226,7 +226,7 @@ def build(
     name: str,
     trunk: tuple[str, ...] | None = None,
     aliases: Mapping[str, str] | None = None,
-    classes: tuple[ImageClass, ...] = (),
+    classes: Classes = (),
     source: str = "",
 ) -> Model:
     """A model whose layers' shapes, and trunk unless given, are found by tracing `forward`.
@@ -238,11 +238,12 @@ def build(
         name: for people, reports and the fingerprint.
         trunk: layers that every path crosses, if known.
         aliases: further names of layers.
-        classes: what the logits mean.
+        classes: what the logits mean, as `as_classes` takes it.
         source: where the weights come from, with their licence.
 
     Raises:
-        AuditError: if a name is tapped twice, or an alias names no layer.
+        AuditError: if a name is tapped twice, an alias names no layer, or there are more or fewer
+            classes than logits.
     """
     aliases = dict(aliases or {})
     shapes = layer_shapes(forward, params, spec)
@@ -253,7 +254,23 @@ def build(
     shapes |= {alias: shapes[layer] for alias, layer in aliases.items()}
     if aliases:
         forward = _tapping_aliases(forward, tuple(aliases.items()))
-    return Model(name, params, forward, spec, shapes, trunk, classes, source, aliases)
+    model = Model(name, params, forward, spec, shapes, trunk, (), source, aliases)
+    return with_classes(model, classes)
+
+
+def with_classes(model: Model, classes: Classes) -> Model:
+    """The model whose logits mean these classes, as `as_classes` takes them.
+
+    Raises:
+        AuditError: if there are more or fewer than logits.
+    """
+    named, outputs = as_classes(classes), model.shapes.get("logits", ())
+    if named and len(outputs) == 1 and outputs[0] != len(named):
+        raise AuditError(
+            f"{model.name} has {outputs[0]} outputs, and {len(named)} classes were given. Give one "
+            "for each output, in their order."
+        )
+    return dataclasses.replace(model, classes=named)
 
 
 def _require_floats(images: Array | np.ndarray) -> None:

@@ -33,6 +33,7 @@ from fvaudit.records import AuditError
 
 
 SUFFIXES = (".safetensors", ".npz", ".msgpack", ".pth", ".pt")
+MOST_OUTPUTS = 2**15  # ImageNet-21k has 21,843 classes
 SPARE_BYTES = 2**20  # of a .pth file beyond its numbers: names, counters
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -48,7 +49,16 @@ class Naming(NamedTuple):
     input: InputSpec | None = None  # preprocessing of who names so, if not the network's usual one
 
 
-def load(abstract: Any, path: str | os.PathLike, *namings: Naming) -> tuple[Any, Naming]:
+class Head(NamedTuple):
+    """How a network's outputs may vary in number."""
+
+    layer: str  # whose bias has an entry for each
+    sized: Callable[[int], Any]  # their number -> the shapes of the network's state
+
+
+def load(
+    abstract: Any, path: str | os.PathLike, *namings: Naming, head: Head | None = None
+) -> tuple[Any, Naming]:
     """An `nnx.State` of float32 arrays from a weight file, and how the file names them.
 
     Memory: the file's tensors, of which each is let go once it is converted.
@@ -58,22 +68,42 @@ def load(abstract: Any, path: str | os.PathLike, *namings: Naming) -> tuple[Any,
         path: a .safetensors, .npz (float32, float16; the former also bfloat16), .msgpack, .pth or
             .pt file.
         namings: that the file may have, besides Flax's own; its names decide.
+        head: the state gets as many outputs as the file has, if they may vary.
 
     Raises:
         AuditError: if the file cannot be read, or fits none of the namings, as `fill` says.
     """
     where = shown(os.fspath(path))
-    namings = (*namings, FLAX)
-    count = sum(math.prod(variable.shape) for _, variable in nnx.to_flat_state(abstract))
+
+    def fitting(shapes: Shapes) -> tuple[Any, Naming]:
+        naming = nearest(abstract, shapes, (*namings, FLAX))
+        outputs = _outputs(shapes, naming, head.layer) if head else None
+        return head.sized(outputs) if head and outputs else abstract, naming
 
     def check(shapes: Shapes) -> None:
-        naming = nearest(abstract, shapes, namings)
-        _require_fit(_wanted(abstract, naming), shapes, naming=naming, where=where)
+        sized, naming = fitting(shapes)
+        _require_fit(_wanted(sized, naming), shapes, naming=naming, where=where)
 
-    tensors = read_weights(path, check=check, max_bytes=8 * count + SPARE_BYTES)
-    naming = nearest(abstract, {name: x.shape for name, x in tensors.items()}, namings)
+    tensors = read_weights(path, check=check, max_bytes=8 * _most(abstract, head) + SPARE_BYTES)
+    sized, naming = fitting({name: x.shape for name, x in tensors.items()})
     plain = {naming.plain(name): tensors.pop(name) for name in list(tensors)}
-    return _filled(abstract, plain, naming), naming
+    return _filled(sized, plain, naming), naming
+
+
+def _outputs(shapes: Shapes, naming: Naming, layer: str) -> int | None:
+    """How many a file's network has, if it is plausible."""
+    wanted = naming.name((layer, "bias"))
+    found = next((shape for name, shape in shapes.items() if naming.plain(name) == wanted), ())
+    return found[0] if len(found) == 1 and 1 <= found[0] <= MOST_OUTPUTS else None
+
+
+def _most(abstract: Any, head: Head | None) -> int:
+    """Numbers in the state, with the most outputs that are read."""
+    shapes = [(path[0], variable.shape) for path, variable in nnx.to_flat_state(abstract)]
+    varied = [shape for layer, shape in shapes if head and layer == head.layer]
+    fixed = [shape for layer, shape in shapes if not head or layer != head.layer]
+    each = sum(math.prod(shape[:-1]) for shape in varied)  # for one output
+    return sum(map(math.prod, fixed)) + MOST_OUTPUTS * each
 
 
 def nearest(abstract: Any, found: Shapes, namings: Sequence[Naming]) -> Naming:

@@ -17,18 +17,22 @@ from flax import nnx
 
 from fvaudit.models import devices
 from fvaudit.models import weights as weight_files
-from fvaudit.models.classes import load_classes
+from fvaudit.models.classes import Classes, as_classes, load_classes
 from fvaudit.models.imports import files, hub, metadata
 from fvaudit.models.imports.specs import input_spec
-from fvaudit.models.model import Forward, InputSpec, Model, build
+from fvaudit.models.model import Forward, InputSpec, Model, build, with_classes
 from fvaudit.models.nets import efficientnet_lite, googlenet, resnet, squeezenet, vgg, vit
 from fvaudit.models.random_weights import random_state
-from fvaudit.models.weights import LUCID, TORCH, Naming
+from fvaudit.models.weights import LUCID, TORCH, Head, Naming
 from fvaudit.records import AuditError, require_kind
 
 
+OUTPUTS = 1000  # of every network as it is published: ImageNet-1k's classes
+
+
 class _Entry(NamedTuple):
-    module: Callable[[nnx.Rngs], nnx.Module]  # called as module(images, tap)
+    module: Callable[..., nnx.Module]  # of (rngs, outputs=); called as module(images, tap)
+    head: str  # its layer with a row or column for each output
     input: InputSpec
     trunk: tuple[str, ...]
     namings: tuple[Naming, ...]  # that weight files for it may have
@@ -53,6 +57,7 @@ def _resnet(name: str) -> _Entry:
     plan = resnet.PLANS[name]
     return _Entry(
         functools.partial(resnet.ResNet, plan),
+        "fc",
         _TORCHVISION,
         resnet.trunk(plan),
         (TORCH,),
@@ -65,6 +70,7 @@ def _resnet(name: str) -> _Entry:
 def _squeezenet(plan: squeezenet.Plan) -> _Entry:
     return _Entry(
         functools.partial(squeezenet.SqueezeNet, plan),
+        "conv10",
         _TORCHVISION,
         squeezenet.trunk(plan),
         (squeezenet.naming(plan),),
@@ -78,6 +84,7 @@ def _squeezenet(plan: squeezenet.Plan) -> _Entry:
 _ZOO = {
     "efficientnet_lite0": _Entry(
         functools.partial(efficientnet_lite.EfficientNetLite, efficientnet_lite.LITE0),
+        "fc",
         # (x - 127) / 128 on 0..255: the preprocessing that the weights were trained with.
         # ImageNet's mean and std, often quoted for this network, cost 8.5 points of accuracy.
         InputSpec((224, 224), (127 / 255,) * 3, (128 / 255,) * 3, resize=256),
@@ -91,6 +98,7 @@ _ZOO = {
     ),
     "googlenet": _Entry(
         googlenet.GoogLeNet,
+        "softmax2",
         # Caffe's mean image as one number a channel; input numbers in 0..255 less the mean.
         InputSpec((224, 224), (123 / 255, 117 / 255, 104 / 255), (1 / 255,) * 3, resize=256),
         googlenet.TRUNK,
@@ -108,6 +116,7 @@ _ZOO = {
     "squeezenet1_1": _squeezenet(squeezenet.V1_1),
     "vgg16": _Entry(
         vgg.VGG16,
+        "fc8",
         _TORCHVISION,
         vgg.trunk(),
         vgg.NAMINGS,
@@ -119,6 +128,7 @@ _ZOO = {
     ),
     "vit_b_16": _Entry(
         vit.ViT,
+        "head",
         _TORCHVISION,
         vit.TRUNK,
         (vit.TORCHVISION, vit.TIMM),
@@ -135,9 +145,12 @@ def load_model(
     weights: str | os.PathLike | None = None,
     *,
     input: Any = None,
+    classes: Classes | None = None,
     allow_download: bool = False,
 ) -> Model:
     """Loads a model: a network of the zoo, an .onnx file, a folder, or a model of the hub.
+
+    Networks of the zoo have as many outputs as the weight file: fine-tuned ones too.
 
     Args:
         name: one of `zoo_names()`; the path of an .onnx file, or of a folder that fvaudit wrote;
@@ -146,23 +159,34 @@ def load_model(
             takes the weights of an installed package, where the network has them.
         input: how pictures become the model's input: an `InputSpec`, a mapping, or any other thing
             that `imports.specs.input_spec` reads. What the zoo or the file says can be left out.
+        classes: what the outputs mean, as `as_classes` takes it: their names, or a file of them. A
+            network of the zoo with 1,000 outputs has ImageNet's unless given.
         allow_download: whether the hub may be asked.
 
     Raises:
         AuditError: if there is no such model, the network needs a weight file and none is given,
-            the weights or the file are missing, damaged, or of another network, or too little is
-            known of the input.
+            the weights or the file are missing, damaged, or of another network, too little is
+            known of the input, or there are more or fewer classes than outputs.
     """
     require_kind("name", name, (str, os.PathLike), "a network of the zoo, a file or a folder")
     name = os.fspath(name)
+    given = () if classes is None else as_classes(classes)
     if name.startswith(hub.PREFIX):
-        return _from_hub(name, input, hub.fetch(name, allow_download=allow_download))
-    if name not in _ZOO and files.is_file_name(name):
-        return files.load_file(name, input, weights)
+        model = _from_hub(name, input, hub.fetch(name, allow_download=allow_download))
+    elif name not in _ZOO and files.is_file_name(name):
+        model = files.load_file(name, input, weights)
+    else:
+        model = _from_zoo(name, weights, input)
+    return with_classes(model, given) if given else model
+
+
+def _from_zoo(name: str, weights: str | os.PathLike | None, input: Any) -> Model:
     devices.start()  # loading puts arrays on devices: all of them have to be asked for before
     entry = _entry(name)
     path = _weights_path(name, entry, weights)
-    params, naming = weight_files.load(_network(name, entry.input)[0], path, *entry.namings)
+    sized = functools.partial(abstract_params, name, entry.input)
+    head = Head(entry.head, sized)
+    params, naming = weight_files.load(sized(), path, *entry.namings, head=head)
     devices.give_back_memory()  # where the file's tensors were
     source = entry.source if weights is None else f"the user's file {path.name}"
     if naming.input and input is None:
@@ -170,7 +194,9 @@ def load_model(
     spec = naming.input or entry.input
     if input is not None:
         spec = input_spec(input, metadata.of_spec(spec), what=name)
-    return _model(name, params, spec, name=name, classes=load_classes(), source=source)
+    usual = outputs_of(name, params) == OUTPUTS
+    classes = load_classes() if usual else ()
+    return _model(name, params, spec, name=name, classes=classes, source=source)
 
 
 _OF_TIMM = {"vit_base_patch16_224": "vit_b_16"}  # its name of a network -> ours, where they differ
@@ -209,19 +235,28 @@ def random_model(name: str, seed: int) -> Model:
     """
     devices.start()
     entry = _entry(name)
-    params = random_state(_network(name, entry.input)[0], entry.gains, seed)
+    params = random_state(abstract_params(name, entry.input), entry.gains, seed)
     labels = {"name": f"{name}_random{seed}", "source": f"random weights, seed {seed}"}
     return _model(name, params, entry.input, **labels)
 
 
-def abstract_params(name: str, spec: InputSpec) -> Any:
+def abstract_params(name: str, spec: InputSpec, outputs: int = OUTPUTS) -> Any:
     """Shapes and types of a network's parameters, without any memory for them.
 
     Raises:
         AuditError: if the name is not known.
     """
     _entry(name)
-    return _network(name, spec)[0]
+    return _network(name, spec, outputs)[0]
+
+
+def outputs_of(name: str, params: Any) -> int:
+    """How many outputs a network of the zoo has, by its parameters.
+
+    Raises:
+        AuditError: if the name is not known.
+    """
+    return params[_entry(name).head]["bias"].shape[0]
 
 
 def with_params(network: str, params: Any, spec: InputSpec, **labels: Any) -> Model:
@@ -250,10 +285,10 @@ def _entry(name: str) -> _Entry:
 
 
 @functools.cache  # one forward function a network, so that programs are compiled once
-def _network(name: str, spec: InputSpec) -> tuple[Any, Forward]:
+def _network(name: str, spec: InputSpec, outputs: int = OUTPUTS) -> tuple[Any, Forward]:
     """(shapes of the parameters, forward pass)."""
     module = _ZOO[name].module
-    graph, abstract = nnx.split(nnx.eval_shape(lambda: module(_OneKey(0))))
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: module(_OneKey(0), outputs=outputs)))
 
     def forward(params, images, tap):
         return nnx.merge(graph, params)(spec.normalise(images), tap)
@@ -269,7 +304,7 @@ class _OneKey(nnx.Rngs):
 
 
 def _model(network: str, params: Any, spec: InputSpec, **labels: Any) -> Model:
-    entry, (_, forward) = _ZOO[network], _network(network, spec)
+    entry, (_, forward) = _ZOO[network], _network(network, spec, outputs_of(network, params))
     model = build(forward, params, spec, trunk=entry.trunk, aliases=entry.aliases, **labels)
     return dataclasses.replace(model, missing=entry.missing)
 

@@ -18,7 +18,7 @@ from typing import Any
 from flax import errors, linen, nnx
 
 from fvaudit.models import devices
-from fvaudit.models.classes import ImageClass
+from fvaudit.models.classes import Classes
 from fvaudit.models.imports.calls import OUTPUT, Calls, Watch, find_layers, tapping
 from fvaudit.models.imports.specs import input_spec
 from fvaudit.models.model import Model, build
@@ -46,7 +46,7 @@ def from_flax(
     name: str | None = None,
     arguments: Mapping[str, Any] | None = None,
     output: Callable[[Any], Any] = lambda returned: returned,
-    classes: tuple[ImageClass, ...] = (),
+    classes: Classes = (),
     source: str = "",
 ) -> Model:
     """A model from a Flax module; its layers are the outputs of its submodules.
@@ -64,7 +64,7 @@ def from_flax(
         arguments: further keyword arguments of the call. Those of `EVALUATION` that the module
             takes are set unless given, and `Model.source` says so.
         output: from what the module returns to the logits (n, k).
-        classes: what the logits mean.
+        classes: what the logits mean: their names in order, or a file of them.
         source: where the weights come from, with their licence.
 
     Raises:

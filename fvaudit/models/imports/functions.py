@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from fvaudit.models import devices
-from fvaudit.models.classes import ImageClass
+from fvaudit.models.classes import Classes
 from fvaudit.models.imports.calls import OUTPUT, find_layers, tapping
 from fvaudit.models.imports.specs import input_spec
 from fvaudit.models.model import Model, Tap, build
@@ -43,7 +43,7 @@ def from_function(
     input: Any,
     name: str,
     layout: str = "NHWC",
-    classes: tuple[ImageClass, ...] = (),
+    classes: Classes = (),
     trunk: tuple[str, ...] | None = None,
     source: str = "",
 ) -> Model:
@@ -58,7 +58,7 @@ def from_function(
         input: an `InputSpec`, or what `imports.specs.input_spec` reads.
         name: for people, reports and the fingerprint.
         layout: of images, and of arrays with four axes that are tapped.
-        classes: what the logits mean.
+        classes: what the logits mean: their names in order, or a file of them.
         trunk: layers that every path crosses; found unless given.
         source: where the weights come from, with their licence.
 
@@ -107,7 +107,7 @@ def from_intermediates(
     input: Any,
     name: str,
     layout: str = "NHWC",
-    classes: tuple[ImageClass, ...] = (),
+    classes: Classes = (),
     trunk: tuple[str, ...] | None = None,
     source: str = "",
 ) -> Model:
@@ -120,7 +120,7 @@ def from_intermediates(
         input: an `InputSpec`, or what `imports.specs.input_spec` reads.
         name: for people, reports and the fingerprint.
         layout: of images, and of activations with four axes.
-        classes: what the logits mean.
+        classes: what the logits mean: their names in order, or a file of them.
         trunk: layers that every path crosses; found unless given.
         source: where the weights come from, with their licence.
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fvaudit.models import devices
-from fvaudit.models.classes import ImageClass
+from fvaudit.models.classes import Classes
 from fvaudit.models.imports import metadata
 from fvaudit.models.imports.onnx import model_from_proto
 from fvaudit.models.imports.specs import input_spec
@@ -48,7 +48,7 @@ def from_torch(
     *,
     input: Any = None,
     name: str | None = None,
-    classes: tuple[ImageClass, ...] = (),
+    classes: Classes = (),
     source: str = "",
 ) -> Model:
     """A model from a PyTorch module; its layers are the outputs of its submodules.
@@ -64,7 +64,7 @@ def from_torch(
         input: an `InputSpec`, or what `imports.specs.input_spec` reads (torchvision's weights, for
             example); modules of timm say it themselves.
         name: for people, reports and the fingerprint; the class's name unless given.
-        classes: what the logits mean.
+        classes: what the logits mean: their names in order, or a file of them.
         source: where the weights come from, with their licence.
 
     Raises:
@@ -265,9 +265,7 @@ def _shortest(names: Sequence[str]) -> str:
     return min(own, key=lambda name: name.count("."))
 
 
-def _model(
-    exported: _Exported, spec: InputSpec, name: str, classes: tuple[ImageClass, ...], source: str
-) -> Model:
+def _model(exported: _Exported, spec: InputSpec, name: str, classes: Classes, source: str) -> Model:
     """The graph's model with module paths and what lies on the trunk for layers."""
     whole = model_from_proto(exported.proto, spec, name=name, classes=classes, source=source)
     kept = {*exported.layers, *whole.trunk, whole.resolve(_OUTPUT)} & {*whole.layers}

@@ -65,15 +65,15 @@ class MBConv(nnx.Module):
 
 
 class EfficientNetLite(nnx.Module):
-    """The whole network; input (n, 224, 224, 3) normalised, output logits (n, 1000)."""
+    """The whole network; input (n, 224, 224, 3) normalised, output logits (n, outputs)."""
 
-    def __init__(self, stages: tuple[Stage, ...], rngs: nnx.Rngs):
+    def __init__(self, stages: tuple[Stage, ...], rngs: nnx.Rngs, outputs: int = CLASSES):
         self.conv_stem = _conv(3, STEM, 3, 2, rngs=rngs)
         self.bn0 = _norm(STEM, rngs)
         self.blocks = nnx.List(_blocks(stages, rngs))
         self.conv_head = _conv(stages[-1].width, HEAD, 1, rngs=rngs)
         self.bn1 = _norm(HEAD, rngs)
-        self.fc = nnx.Linear(HEAD, CLASSES, rngs=rngs)
+        self.fc = nnx.Linear(HEAD, outputs, rngs=rngs)
 
     def __call__(self, x: Float[Array, "n h w 3"], tap: Tap) -> Float[Array, "n k"]:
         x = tap("stem", redirect.relu6(conv_norm(self.conv_stem, self.bn0, x)))

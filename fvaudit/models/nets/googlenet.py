@@ -92,9 +92,9 @@ MISSING = {
 
 
 class GoogLeNet(nnx.Module):
-    """The whole network; input (n, h, w, 3) in 0..255 less the mean, output logits (n, 1000)."""
+    """The whole network; input (n, h, w, 3) in 0..255 less the mean, output logits (n, outputs)."""
 
-    def __init__(self, rngs: nnx.Rngs):
+    def __init__(self, rngs: nnx.Rngs, outputs: int = CLASSES):
         convs = {
             "conv2d0": conv(3, 64, 7, rngs, strides=2),
             "conv2d1": conv(64, 64, 1, rngs),
@@ -105,7 +105,7 @@ class GoogLeNet(nnx.Module):
             convs |= _module(name, width, mixed, rngs)
             width = mixed.width
         self.convs = nnx.Dict(convs)
-        self.softmax2 = nnx.Linear(width, CLASSES, rngs=rngs)
+        self.softmax2 = nnx.Linear(width, outputs, rngs=rngs)
 
     def __call__(self, x: Float[Array, "n h w 3"], tap: Tap) -> Float[Array, "n k"]:
         x = self._stem(x, tap)

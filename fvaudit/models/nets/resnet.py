@@ -77,16 +77,16 @@ PLANS = {
 
 
 class ResNet(nnx.Module):
-    """The whole network; input (n, h, w, 3) normalised, output logits (n, 1000)."""
+    """The whole network; input (n, h, w, 3) normalised, output logits (n, outputs)."""
 
-    def __init__(self, plan: Plan, rngs: nnx.Rngs):
+    def __init__(self, plan: Plan, rngs: nnx.Rngs, outputs: int = CLASSES):
         self.conv1, self.bn1 = _conv(3, STEM, 7, 2, rngs), _norm(STEM, rngs)
         inputs = STEM
         for stage, (blocks, width) in enumerate(zip(plan.blocks, WIDTHS, strict=True), start=1):
             name = f"layer{stage}"
             setattr(self, name, nnx.List(_stage(plan.block, name, inputs, width, blocks, rngs)))
             inputs = width * plan.block.expansion
-        self.fc = nnx.Linear(inputs, CLASSES, rngs=rngs)
+        self.fc = nnx.Linear(inputs, outputs, rngs=rngs)
 
     def __call__(self, x: Float[Array, "n h w 3"], tap: Tap) -> Float[Array, "n k"]:
         x = tap("stem", redirect.relu(conv_norm(self.conv1, self.bn1, x)))

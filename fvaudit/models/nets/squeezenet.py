@@ -63,16 +63,16 @@ class Fire(nnx.Module):
 
 
 class SqueezeNet(nnx.Module):
-    """The whole network; input (n, h, w, 3) normalised, output logits (n, 1000)."""
+    """The whole network; input (n, h, w, 3) normalised, output logits (n, outputs)."""
 
-    def __init__(self, plan: Plan, rngs: nnx.Rngs):
+    def __init__(self, plan: Plan, rngs: nnx.Rngs, outputs: int = CLASSES):
         self.pools = plan.pools
         self.conv1 = conv(3, plan.stem, plan.kernel, rngs, strides=2, padding=0)
         inputs = plan.stem
         for name, (squeeze, expand) in FIRES.items():
             setattr(self, name, Fire(name, inputs, squeeze, expand, rngs))
             inputs = 2 * expand
-        self.conv10 = conv(inputs, CLASSES, 1, rngs)
+        self.conv10 = conv(inputs, outputs, 1, rngs)
 
     def __call__(self, x: Float[Array, "n h w 3"], tap: Tap) -> Float[Array, "n k"]:
         x = self._pooled("conv1", tap("conv1", redirect.relu(self.conv1(x))), tap)

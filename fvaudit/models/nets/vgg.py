@@ -26,16 +26,16 @@ GAINS = {"fc8": 1.0}  # of random weights
 
 
 class VGG16(nnx.Module):
-    """The whole network; input (n, 224, 224, 3) normalised, output logits (n, 1000)."""
+    """The whole network; input (n, 224, 224, 3) normalised, output logits (n, outputs)."""
 
-    def __init__(self, rngs: nnx.Rngs):
+    def __init__(self, rngs: nnx.Rngs, outputs: int = CLASSES):
         inputs = (3, *NAMES.values())
         self.convs = nnx.Dict(
             {name: conv(i, o, 3, rngs) for i, (name, o) in zip(inputs, NAMES.items(), strict=False)}
         )
         self.fc6 = nnx.Linear(STAGES[-1][-1] * LAST**2, WIDTH, rngs=rngs)
         self.fc7 = nnx.Linear(WIDTH, WIDTH, rngs=rngs)
-        self.fc8 = nnx.Linear(WIDTH, CLASSES, rngs=rngs)
+        self.fc8 = nnx.Linear(WIDTH, outputs, rngs=rngs)
 
     def __call__(self, x: Float[Array, "n h w 3"], tap: Tap) -> Float[Array, "n k"]:
         for s, stage in enumerate(STAGES, 1):

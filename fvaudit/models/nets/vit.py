@@ -87,15 +87,15 @@ class Block(nnx.Module):
 
 
 class ViT(nnx.Module):
-    """The whole network; input (n, 224, 224, 3) normalised, output logits (n, 1000)."""
+    """The whole network; input (n, 224, 224, 3) normalised, output logits (n, outputs)."""
 
-    def __init__(self, rngs: nnx.Rngs):
+    def __init__(self, rngs: nnx.Rngs, outputs: int = CLASSES):
         self.cls_token = nnx.Param(jnp.zeros((1, 1, WIDTH)))
         self.pos_embed = nnx.Param(jnp.zeros((1, 1 + GRID**2, WIDTH)))
         self.patch_embed = nnx.Conv(3, WIDTH, (PATCH, PATCH), strides=PATCH, rngs=rngs)
         self.blocks = nnx.List([Block(f"blocks.{i}", rngs) for i in range(BLOCKS)])
         self.norm = _norm(rngs)
-        self.head = nnx.Linear(WIDTH, CLASSES, rngs=rngs)
+        self.head = nnx.Linear(WIDTH, outputs, rngs=rngs)
 
     def __call__(self, x: Float[Array, "n h w 3"], tap: Tap) -> Float[Array, "n k"]:
         x = _viewed("embedding", self._embedded(x), tap)

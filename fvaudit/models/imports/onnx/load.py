@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fvaudit.models import devices
-from fvaudit.models.classes import ImageClass
+from fvaudit.models.classes import Classes
 from fvaudit.models.imports.onnx import names as naming
 from fvaudit.models.imports.onnx.graph import Graph, Input, parse
 from fvaudit.models.imports.onnx.program import Program, compile_graph
@@ -30,7 +30,7 @@ def load_onnx(
     spec: InputSpec,
     *,
     name: str | None = None,
-    classes: tuple[ImageClass, ...] = (),
+    classes: Classes = (),
 ) -> Model:
     """Loads an .onnx file.
 
@@ -42,7 +42,7 @@ def load_onnx(
         path: of the file; tensors kept outside it must lie beside it.
         spec: of the images, which the file does not say.
         name: of the model; the file's own, without suffix, if None.
-        classes: what the logits mean.
+        classes: what the logits mean: their names in order, or a file of them.
 
     Raises:
         AuditError: if the package onnx is missing, the file cannot be read or is damaged, or the
@@ -59,7 +59,7 @@ def model_from_proto(
     spec: InputSpec,
     *,
     name: str | None = None,
-    classes: tuple[ImageClass, ...] = (),
+    classes: Classes = (),
     source: str = "an ONNX model in memory",
 ) -> Model:
     """The same for an `onnx.ModelProto` in memory, whose tensors must be inside it.
@@ -68,7 +68,7 @@ def model_from_proto(
         proto: an `onnx.ModelProto`.
         spec: of the images.
         name: of the model; the graph's own if None.
-        classes: what the logits mean.
+        classes: what the logits mean: their names in order, or a file of them.
         source: where the weights come from, with their licence.
 
     Raises:
