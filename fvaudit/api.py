@@ -110,7 +110,7 @@ def path_similarity(
     require_whole("replicates", replicates, 1, MOST)
     if not 0 < level < 1:
         raise AuditError(f"level must lie between 0 and 1, as in 0.95, got {level}.")
-    shown = _of_unit(unit, visualization)
+    shown = _of_unit(model, unit, visualization)
     unit = dataclasses.replace(unit, layer=model.resolve(unit.layer))
     layers = model.path_to(unit.layer)
     settings = Settings(metric, variant, max_features, seed)
@@ -144,7 +144,7 @@ def _at_its_position(model: Model, unit: Unit, *images: np.ndarray) -> Any:
 
 def _natural(model: Model, images: ImageSet, layers: Sequence[str], settings: Settings) -> Natural:
     features = collect(model, images.pixels, layers, **dataclasses.asdict(settings))
-    return natural(images, features, model.fingerprint)
+    return natural(images, features, model.fingerprint, model.resolve("logits"))
 
 
 def _require_alike(known: Natural, model: Model, layers: Sequence[str], settings: Settings) -> None:
@@ -167,15 +167,20 @@ def _require_alike(known: Natural, model: Model, layers: Sequence[str], settings
         )
 
 
-def _of_unit(unit: Unit, visualization: Visualization | Sequence[Visualization]) -> Visualization:
+def _of_unit(
+    model: Model, unit: Unit, visualization: Visualization | Sequence[Visualization]
+) -> Visualization:
+    """The one that shows the unit, under any of its layer's names."""
     given = [visualization] if isinstance(visualization, Visualization) else list(visualization)
     for one in given:
         require_kind("visualization", one, Visualization, "what visualize made")
-    wanted = str(of_unit(unit))
+    own = model.resolve(unit.layer)
+    names = (unit.layer, own, *(a for a, layer in model.aliases.items() if layer == own))
+    wanted = {str(of_unit(dataclasses.replace(unit, layer=name))) for name in names}
     for one in given:
-        if one.objective == wanted:
+        if one.objective in wanted:
             return one
     raise AuditError(
-        f"None of the visualizations shows {wanted}; they show "
+        f"None of the visualizations shows {of_unit(unit)}; they show "
         f"{', '.join(v.objective for v in given) or 'nothing'}."
     )

@@ -321,7 +321,8 @@ def _measure(folder, config, model, images, plan, listener) -> None:
     if len(done) == len(names):
         return
     listener(Event("natural", 0, len(images.ids)))
-    known = natural(images, _collect(model, images.pixels, plan.layers, config))
+    features = _collect(model, images.pixels, plan.layers, config)
+    known = natural(images, features, output=model.resolve("logits"))
     listener(Event("natural", len(images.ids), len(images.ids)))
     for index in range(len(done), len(names)):
         result = _measure_unit(folder, config, model, known, plan, plan.units[index])

@@ -17,6 +17,7 @@ Every file but the two append-only ones is written beside its place and moved th
 that exists is whole. Killed at any moment, the same command finishes what is missing.
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -49,7 +50,7 @@ LOCK = ".lock"  # empty; marks a folder as an audit's
 _RECORD = typing.TypeVar("_RECORD")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Run:
     """A run directory, read."""
 
@@ -70,6 +71,12 @@ class Run:
         """Whether everything was computed, and is still there."""
         whole = len(self.units) == self.manifest.get("units")
         return whole and self.manifest.get("status") == "complete"
+
+    def __repr__(self) -> str:
+        found = collections.Counter(v.status.name for v in self.verdicts)
+        said = ", ".join(f"{name} {count}" for name, count in found.items()) or "none"
+        measured = f"{len(self.units)} of {self.manifest.get('units', '?')} units"
+        return f"Run({str(self.folder)!r}, {measured}, verdicts: {said})"
 
 
 def read_run(folder: str | os.PathLike[str]) -> Run:

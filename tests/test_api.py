@@ -1,5 +1,7 @@
 """Calls from Python: the evidence of an audit, and what they refuse."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -78,6 +80,31 @@ def test_the_visualization_is_found_by_its_unit(images, visualizations):
 def test_numbers_out_of_range_are_refused(images, visualizations, settings, message):
     with pytest.raises(fv.AuditError, match=message):
         fv.path_similarity(MODEL, fv.Unit("conv2", 1), visualizations, images, **settings)
+
+
+def test_a_class_has_its_photographs_for_a_group_whatever_its_layer_is_called(images):
+    """In most imported networks `logits` is but another name of the last layer."""
+
+    def apply(params, x, tap):
+        return MODEL.forward(params, x, lambda name, v: v if name == "logits" else tap(name, v))
+
+    spec = {"size": 24, "mean": 0, "std": 1, "units": "0..1", "order": "RGB", "resize": 24}
+    spec["interpolation"] = "bilinear"
+    own = fv.from_function(lambda p, x, tap: tap("head", apply(p, x, tap)), MODEL.params,
+                           input=spec, name="own", classes=["a", "b", "c", "d", "e"])  # fmt: skip
+    assert own.resolve("logits") == "head"
+    labelled = dataclasses.replace(images, labels=np.repeat([0, 3], 6))
+    shown = fv.visualize(own, [fv.ClassLogit(3)], steps=4, repeats=2)
+    for unit in (fv.Unit("head", 3), fv.Unit("logits", 3)):
+        found = fv.path_similarity(own, unit, shown, labelled, group=5)
+        assert (found.group, found.label) == ("images labelled with class 3", "d")
+        assert (found.photographs, found.others) == (5, 6)
+    hidden = fv.path_similarity(MODEL, fv.Unit("conv2", 3), [_shown(MODEL)], labelled, group=5)
+    assert hidden.group == "the unit's strongest natural exemplars"
+
+
+def _shown(model):
+    return fv.visualize(model, [fv.Channel("conv2", 3)], steps=4, repeats=2)[0]
 
 
 def test_too_few_replicates_for_a_level_are_no_interval(images, visualizations):

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from PIL import Image
 from fvaudit import plan
 from fvaudit import run as running
 from fvaudit.config import validate
+from fvaudit.models.model import build
 from fvaudit.records import AuditError, Status
 from fvaudit.report import render
 from tests.tiny import pictures, tiny_model
@@ -320,3 +322,28 @@ def test_the_doctor_looks_once_and_can_be_left_out(config, tmp_path, monkeypatch
     without = running.audit(changed(config, preflight="off"), tmp_path / "b")
     assert without.findings == () and "doctor.json" not in contents(tmp_path / "b")
     assert repr(without.units) == repr(run.units)
+
+
+def test_a_class_is_audited_on_its_photographs_whatever_its_layer_is_called(tmp_path, photos):
+    for i, picture in enumerate(sorted(photos.iterdir())):
+        (photos / str(i % 2)).mkdir(exist_ok=True)
+        picture.rename(photos / str(i % 2) / picture.name)
+
+    def forward(params, images, tap):
+        tapped = lambda name, x: tap("head" if name == "logits" else name, x)  # noqa: E731
+        return MODEL.forward(params, images, tapped)
+
+    own = build(forward, MODEL.params, MODEL.input, name="own", aliases={"logits": "head"})
+    data = {
+        "images": {"source": str(photos)},
+        "units": [{"layer": "logits", "channels": "labelled"}],
+        "engine": {"steps": 3, "repeats": 1, "shots": 1},
+        "evidence": {"group": 6, "replicates": 100},
+    }
+    found = running.audit(validate(data, "test"), tmp_path / "run", model=own)
+    assert [(r.unit, r.group) for r in found.units] == [
+        ("head:0", "images labelled with class 0"), ("head:1", "images labelled with class 1")
+    ]  # fmt: skip
+    said = repr(found)
+    assert said.startswith(f"Run('{tmp_path / 'run'}', 2 of 2 units, verdicts: ")
+    assert sum(map(int, re.findall(r"[A-Z]+ (\d+)", said.rpartition(":")[2]))) == 6  # 3 claims

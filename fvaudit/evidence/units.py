@@ -28,6 +28,7 @@ class Natural:
     features: Features
     pairs: Mapping[str, Float[np.ndarray, "n n"]]  # layer -> similarity of all pairs
     model: str = ""  # fingerprint of the model; empty if whoever made this did not note it
+    output: str = "logits"  # the layer whose channels are the classes that labels name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +40,22 @@ class Group:
     text: str  # how it was chosen, in words
 
 
-def natural(images: ImageSet, features: Features, model: str = "") -> Natural:
+def natural(
+    images: ImageSet, features: Features, model: str = "", output: str = "logits"
+) -> Natural:
     """Natural images with all their pairwise similarities, computed once for all units.
 
     Memory: 4 n^2 bytes per layer, 80 MB for 1,000 images and 20 layers, besides the features.
+
+    Args:
+        images: the images.
+        features: theirs.
+        model: fingerprint of the model.
+        output: what the model itself calls its logits: `model.resolve("logits")`.
     """
     vectors = features.vectors
     pairs = {layer: similarity.similarity_matrix(v, v) for layer, v in vectors.items()}
-    return Natural(images, features, pairs, model)
+    return Natural(images, features, pairs, model, output)
 
 
 def measure(
@@ -136,7 +145,7 @@ def choose_group(unit: Unit, known: Natural, response: Float[np.ndarray, " n"], 
     """The natural group of a unit and the images that it is held against."""
     photograph, labels = known.images.group, known.images.labels
     of_class = np.zeros(len(photograph), bool)
-    if labels is not None and unit.layer == "logits":
+    if labels is not None and unit.layer == known.output:
         of_class = labels == unit.channel
     if len(np.unique(photograph[of_class])) >= min(size, MIN_CLASS):
         members = exemplars.first_of_each(np.flatnonzero(of_class), photograph)[:size]
