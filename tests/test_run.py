@@ -340,6 +340,9 @@ def test_a_class_is_audited_on_its_photographs_whatever_its_layer_is_called(tmp_
         "engine": {"steps": 3, "repeats": 1, "shots": 1},
         "evidence": {"group": 6, "replicates": 100},
     }
+    twice = {**data, "units": [*data["units"], {"layer": "head", "count": 1}]}
+    with pytest.raises(AuditError, match="names a layer twice: head is another name of logits"):
+        running.audit(validate(twice, "test"), tmp_path / "twice", model=own)
     found = running.audit(validate(data, "test"), tmp_path / "run", model=own)
     assert [(r.unit, r.group) for r in found.units] == [
         ("head:0", "images labelled with class 0"), ("head:1", "images labelled with class 1")
