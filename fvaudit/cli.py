@@ -1,4 +1,4 @@
-"""The command line: verbs; the only place that prints and exits.
+"""The command line: verbs; the only place that prints, besides `progress`, and exits.
 
 Exit codes: 0 gates passed; 1 a gate failed; 2 usage or config error; 3 the audit could not be
 completed, or was inconclusive where a gate demands a conclusion; 4 not comparable (reserved).
@@ -6,22 +6,21 @@ completed, or was inconclusive where a gate demands a conclusion; 4 not comparab
 Nothing heavy is imported before a verb needs it, so `--help` answers at once.
 """
 
-import contextlib
 import enum
 import functools
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from fvaudit import progress
 from fvaudit.records import AuditError
 
 
 if TYPE_CHECKING:
-    from fvaudit.run import Event
     from fvaudit.store import Run
 
 
@@ -102,7 +101,7 @@ def run_command(
         return
     from fvaudit.run import audit
 
-    with _progress() as listener:
+    with progress.shown() as listener:
         run = audit(loaded, out, fresh=fresh, allow_download=allow_download, listener=listener)
     if not only_compute:
         _render(out)
@@ -214,8 +213,8 @@ def viz_command(
     for unit in wanted:  # said before anything is compiled
         loaded.require_unit(unit)
     jobs = [Job(of_unit(unit), r) for unit in wanted for r in range(repeats)]
-    with _progress() as listener:
-        watching = functools.partial(_steps_shown, listener)
+    with progress.shown() as listener:
+        watching = functools.partial(progress.steps_shown, listener)
         made = pictures.make(out, jobs, chosen, seed, loaded, watching)
     pictures.save_sheet(out / "sheet.png", made, columns=repeats if repeats > 1 else 8)
     print(f"{len(jobs)} picture{'s' if len(jobs) > 1 else ''} and sheet.png in {out}")
@@ -286,27 +285,19 @@ def _input_overrides(path: pathlib.Path | None) -> list[str]:
     return [f"input.{key}={json.dumps(value)}" for key, value in found.items()]
 
 
-def _steps_shown(listener: Callable[["Event"], None], jobs: Sequence[Any]) -> Callable[[Any], None]:
-    """Counts the steps of all jobs together, so that one long picture moves the bar too."""
-    from fvaudit.run import Event
-
-    listener(Event("visualize", 0, 1, "compiling"))
-    done: dict[Any, int] = {}
-
-    def watch(progress: Any) -> None:
-        done[str(progress.job.objective), progress.job.repeat] = progress.step
-        now = f"{progress.job.objective} at {progress.trace[-1]:.2f}"
-        listener(Event("visualize", sum(done.values()), len(jobs) * progress.total, now))
-
-    return watch
-
-
 @app.command("schema")
-def schema_command() -> None:
-    """Print the JSON Schema of a config."""
-    from fvaudit.config import schema
+def schema_command(
+    verb: Annotated[str, typer.Argument(help="whose: run, manipulate or train-gate")] = "run",
+) -> None:
+    """Print the JSON Schema of a config: every key, with its meaning."""
+    from fvaudit.config import Config
+    from fvaudit.gates import GateTraining
+    from fvaudit.manipulation import Manipulation
 
-    print(schema())
+    known = {section.verb: section for section in (Config, Manipulation, GateTraining)}
+    if verb not in known:
+        raise AuditError(f"{verb!r} takes no config. These do: {', '.join(known)}.")
+    print(json.dumps(known[verb].model_json_schema(), indent=2))
 
 
 @app.command("init")
@@ -314,18 +305,19 @@ def init_command(
     path: Annotated[pathlib.Path, typer.Argument(help="the file to write")] = pathlib.Path(
         "audit.yaml"
     ),
-    preset: Annotated[str, typer.Option(help="which preset to start from")] = "quickstart",
+    preset: Annotated[str, typer.Option(help="quickstart, or attack")] = "quickstart",
 ) -> None:
-    """Write a commented config to start from."""
+    """Write a commented config to start from: of an audit, or (attack) of a manipulation."""
     from fvaudit.yamlfile import presets
 
-    known = presets()
+    known = {k: (verb, file) for verb in ("run", "manipulate") for k, file in presets(verb).items()}
     if preset not in known:
         raise AuditError(f"There is no preset {preset!r}. Known: {', '.join(known)}.")
     if path.exists():
         raise AuditError(f"{path} exists already; give another name.")
-    path.write_text(known[preset].read_text())
-    print(f"wrote {path}; next: fvaudit run {path} --out runs/{path.stem}")
+    verb, file = known[preset]
+    path.write_text(file.read_text())
+    print(f"wrote {path}; next: fvaudit {verb} {path} --out runs/{path.stem}")
 
 
 def main() -> None:
@@ -411,38 +403,3 @@ def _print_forecast(config: Any, allow_download: bool) -> None:
 
 def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[["Event"], None]]:
-    """Bars on a terminal, plain lines otherwise."""
-    if not sys.stdout.isatty():
-        yield _plain_lines()
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, Remaining(), TextColumn("{task.fields[text]}")) as progress:
-        tasks: dict[str, Any] = {}
-
-        def show(event: "Event") -> None:
-            if event.stage not in tasks:
-                tasks[event.stage] = progress.add_task(event.stage, total=event.total, text="")
-            progress.update(tasks[event.stage], completed=event.done, text=event.text)
-
-        yield show
-
-
-def _plain_lines() -> Callable[["Event"], None]:
-    """One line per tenth of a stage."""
-    printed: dict[str, int] = {}
-
-    def show(event: "Event") -> None:
-        tenth = 10 * event.done // max(event.total, 1)
-        if printed.get(event.stage) != tenth:
-            printed[event.stage] = tenth
-            text = f" {event.text}" if event.text else ""
-            print(f"{event.stage} {event.done}/{event.total}{text}", flush=True)
-
-    return show

@@ -1,6 +1,5 @@
 """The config schema: what an audit may be told, as frozen pydantic models."""
 
-import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -326,11 +325,6 @@ def validate(data: Any, source: str) -> Config:
         AuditError: with one line per problem; an unknown key is named with the nearest known one.
     """
     return validated(Config, data, source)
-
-
-def schema() -> str:
-    """The JSON Schema of a config, for editors."""
-    return json.dumps(Config.model_json_schema(), indent=2)
 
 
 def dump(config: Config) -> str:

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pydantic
@@ -43,6 +43,8 @@ class Shown(Section):
 
 class GateTraining(Network):
     """A gate: what it learns to tell apart, and for how long."""
+
+    verb: ClassVar[str] = "train-gate"
 
     train: list[Photographs] = pydantic.Field(min_length=1, description="photographs to learn from")
     test: list[Photographs] = pydantic.Field(

@@ -14,7 +14,7 @@ import json
 import pathlib
 import shutil
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pydantic
@@ -35,7 +35,7 @@ from fvaudit.data import load_images
 from fvaudit.data.decode import BadImage, decode, values
 from fvaudit.models.classes import load_classes
 from fvaudit.models.folders import RECIPE, Recipe, load_folder, save_folder
-from fvaudit.models.model import Model
+from fvaudit.models.model import Model, with_classes
 from fvaudit.models.zoo import load_model
 from fvaudit.optvis.objectives import of_unit
 from fvaudit.optvis.recipes import recipe
@@ -134,6 +134,8 @@ class Finetuned(Section):
 class Manipulation(Network):
     """A manipulation."""
 
+    verb: ClassVar[str] = "manipulate"
+
     images: Images
     units: Attacked
     attack: Annotated[Circuit | Silent | Finetuned, pydantic.Field(discriminator="kind")]
@@ -168,6 +170,8 @@ def manipulate(
     text = json.dumps(said.model_dump(mode="json", exclude={"shown"}), indent=1)
     store.require_same_config(out, text, "a manipulation")
     base = load_model(**said.arguments(path.parent))
+    if said.images.classes and not base.classes:
+        base = with_classes(base, path.parent / said.images.classes)
     units = _units(said.units, base)
     if not (out / CERTIFICATE).exists():
         tell(f"attacking {len(units)} units of {said.units.layer}")

@@ -20,6 +20,8 @@ from fvaudit.records import AuditError
 class Section(pydantic.BaseModel):
     """Keys and values; unknown keys are refused."""
 
+    verb: typing.ClassVar[str] = "run"  # of the command line, that reads such a file
+
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
 
@@ -46,9 +48,9 @@ def overridden(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
     return data
 
 
-def presets() -> dict[str, Any]:
-    """Names of the packaged configs and where they are."""
-    folder = importlib.resources.files("fvaudit") / "presets"
+def presets(verb: str = "run") -> dict[str, Any]:
+    """Names of the packaged configs of a verb and where they are."""
+    folder = importlib.resources.files("fvaudit") / "presets" / verb
     files = sorted(folder.iterdir(), key=lambda f: f.name)
     return {f.name.removesuffix(".yaml"): f for f in files if f.name.endswith(".yaml")}
 
@@ -64,7 +66,7 @@ def validated(section: type[_Valid], data: Any, source: str) -> _Valid:
     except pydantic.ValidationError as error:
         raise AuditError(
             f"{source} is not a valid config:\n{problems(error, section)}\n"
-            "`fvaudit schema` prints all keys."
+            f"`fvaudit schema {section.verb}` prints all keys."
         ) from None
 
 
@@ -152,18 +154,26 @@ def _problem(error: Any, section: type[Section]) -> str:
     if error["type"] == "model_type":
         keys = ", ".join(_keys_beside((*error["loc"], ""), section))
         return f"{where or 'config'}: expected keys and values, of {keys}{got}"
+    if error["type"].startswith("union_tag"):
+        kinds = [k for k in map(_kind, _sections_at(error["loc"], section)) if k]
+        return f"{where}: expected a `kind`, one of {', '.join(kinds)}{got}"
     return f"{where or 'config'}: {error['msg'].removeprefix('Value error, ')}{got}"
 
 
 def _keys_beside(location: tuple[Any, ...], section: Any) -> list[str]:
     """The keys that are allowed where an unknown one stood."""
+    there = _sections_at(location[:-1], section)
+    return list(dict.fromkeys(key for s in there for key in s.model_fields))
+
+
+def _sections_at(location: tuple[Any, ...], section: Any) -> list[type[Section]]:
     there = [section]
-    for part in location[:-1]:
+    for part in location:
         named = [s for s in there if part == _kind(s)]  # sections of a union are told apart so
         fields = [s.model_fields[part] for s in there if part in s.model_fields]
         inner = [s for field in fields for s in _sections_of(field.annotation)]
         there = named or inner or there
-    return list(dict.fromkeys(key for s in there for key in s.model_fields))
+    return there
 
 
 def _kind(section: type[Section]) -> Any:

@@ -12,6 +12,9 @@ from PIL import Image
 
 from fvaudit import cli, plan
 from fvaudit import run as running
+from fvaudit.config import Config
+from fvaudit.manipulation import Manipulation
+from fvaudit.yamlfile import read_yaml, validated
 from tests.tiny import pictures, tiny_model
 
 
@@ -107,12 +110,32 @@ def test_an_interrupt_says_how_to_go_on(call, config, tmp_path, monkeypatch):
     assert code == 3 and "the same command goes on from here" in err
 
 
-def test_schema_and_init(call, tmp_path):
-    assert json.loads(call("schema")[1])["title"] == "Config"
-    code, out, _ = call("init", tmp_path / "new.yaml")
-    assert code == 0 and "fvaudit run" in out
-    assert yaml.safe_load((tmp_path / "new.yaml").read_text())["version"] == 1
-    code, _, err = call("init", tmp_path / "new.yaml")
+@pytest.mark.parametrize(
+    ("verb", "keys"),
+    [
+        ((), {"model", "images", "units", "engine", "evidence", "gates"}),
+        (("run",), {"model", "images", "units", "engine", "evidence", "gates"}),
+        (("manipulate",), {"model", "images", "units", "attack", "shown"}),
+        (("train-gate",), {"model", "train", "test", "units", "recipe"}),
+    ],
+)
+def test_schemas(call, verb, keys):
+    code, out, _ = call("schema", *verb)
+    found = json.loads(out)
+    assert code == 0 and set(found["properties"]) >= keys
+    assert found["additionalProperties"] is False
+    assert "crop_pct" in found["$defs"]["Input"]["properties"]
+
+
+@pytest.mark.parametrize(
+    ("more", "verb", "section"),
+    [((), "run", Config), (("--preset", "attack"), "manipulate", Manipulation)],
+)
+def test_init(call, tmp_path, more, verb, section):
+    code, out, _ = call("init", tmp_path / "new.yaml", *more)
+    assert code == 0 and f"next: fvaudit {verb} " in out
+    assert validated(section, read_yaml(tmp_path / "new.yaml"), "new.yaml")
+    code, _, err = call("init", tmp_path / "new.yaml", *more)
     assert code == 2 and "exists already" in err
 
 
@@ -191,7 +214,8 @@ def test_list_shows_other_names_beside_their_layer(call, monkeypatch):
         (["report", "nowhere"], "nowhere holds no audit"),
         (["rnu"], "No such command 'rnu'"),
         (["run", "--no-such-flag"], "No such option"),
-        (["init", "x.yaml", "--preset", "fast"], "no preset 'fast'. Known: quickstart"),
+        (["init", "x.yaml", "--preset", "fast"], "no preset 'fast'. Known: quickstart, attack"),
+        (["schema", "viz"], "'viz' takes no config. These do: run, manipulate, train-gate"),
     ],
 )
 def test_mistakes_are_one_text_and_exit_code_2(call, arguments, message, monkeypatch, tmp_path):

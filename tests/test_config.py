@@ -1,11 +1,9 @@
 """Configs: what is accepted, every message, overrides."""
 
-import json
-
 import pytest
 import yaml
 
-from fvaudit.config import dump, load_config, schema
+from fvaudit.config import dump, load_config
 from fvaudit.records import AuditError
 from fvaudit.yamlfile import presets
 
@@ -165,9 +163,3 @@ def test_a_binary_file_is_refused(tmp_path):
 def test_override_mistakes(write, override, message):
     with pytest.raises(AuditError, match=message):
         load_config(write(GOOD), [override])
-
-
-def test_schema_names_every_section():
-    found = json.loads(schema())
-    assert set(found["properties"]) >= {"model", "images", "units", "engine", "evidence", "gates"}
-    assert found["additionalProperties"] is False

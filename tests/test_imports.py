@@ -89,7 +89,9 @@ ALLOWED = {
         "yamlfile",
     },
     "__main__": {"cli"},
+    "progress": {"run"},
     "cli": {
+        "progress",
         "gates",
         "manipulation",
         "records",

@@ -14,7 +14,7 @@ import yaml
 
 from fvaudit import cli, plan
 from fvaudit import pictures as pictures_module
-from fvaudit.config import input_of, load_config, schema, validate
+from fvaudit.config import input_of, load_config, validate
 from fvaudit.models import zoo
 from fvaudit.models.imports import metadata
 from fvaudit.models.model import InputSpec
@@ -122,7 +122,6 @@ def test_input_overrides_alone():
         input_of(["input.order=GBR"])
     with pytest.raises(AuditError, match="--set takes keys of input here.*got 'engine'"):
         input_of(["engine.steps=3"])
-    assert "crop_pct" in json.loads(schema())["$defs"]["Input"]["properties"]
 
 
 GOOD = {"images": {"source": "samples"}, "units": [{"layer": "conv2", "count": 2}]}

@@ -47,7 +47,15 @@ def written(tmp_path, **changes):
             },
             "attack.finetuned.goal.push.margn: there is no such key; did you mean 'margin'",
         ),
-        ({"attack": {"kind": "magic"}}, "fooling_circuit"),
+        (
+            {"attack": {"kind": "magic"}},
+            "attack: expected a `kind`, one of fooling_circuit, silent_units, finetuned, got {",
+        ),
+        (
+            {"attack": {"kind": "finetuned", "goal": {"target": "a:1"}}},
+            "attack.finetuned.goal: expected a `kind`, one of slingshot, proxpulse, push, got {",
+        ),
+        ({"atack": 1}, "`fvaudit schema manipulate` prints all keys"),
         ({"units": {"layer": "blocks.99"}}, "no layer 'blocks.99'"),
         ({"attack": {"kind": "silent_units", "target": "nowhere.png"}}, "does not name a unit"),
         ({"attack": {"kind": "fooling_circuit", "decoy": 1, "gate": "no.safetensors"}}, "no such"),
