@@ -343,7 +343,8 @@ def _metric_limit(run: Run) -> str:
     variant = setting(run, "evidence", "variant")
     named = f"{variant} {metric.capitalize()}" if variant else metric
     repeats = setting(run, "engine", "repeats")
-    made = f", on {repeats} FVs a unit that were made one way" if repeats else ""
+    fvs = "1 FV" if repeats == 1 else f"{repeats} FVs"
+    made = f", on {fvs} a unit, made in one way" if repeats else ""
     return (
         f"Activations were compared by {named} similarity only{made}. Another metric, other "
         "layers or another way of making FVs may show more or less."

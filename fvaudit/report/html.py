@@ -131,6 +131,7 @@ def _context(run: Run, size: thumbnails.Size) -> dict[str, Any]:
         "findings": digest.findings(run),
         "open_rows": _OPEN_ROWS,
         "keys": keys,
+        "labels": {r.unit: r.label for r in run.units if r.label},
         "panels": [_panel(result) for result in run.layers],
         "groups": _groups(cards),
         "embedded": [found for found in embedded.values() if found[1]],

@@ -86,4 +86,5 @@ def _unit_row(run: Run, r: UnitResult) -> str:
     why = [digest.reason(v) for v in run.verdicts if v.subject == r.unit and v.status is status]
     word = digest.NOT_JUDGED if status is None else status.name
     score, p = digest.interval(r.score), digest.number(r.p_value, 3)
-    return f"| {safe(r.unit)} | {word} | {score} | {p} | {safe(why[0])} |"
+    unit = f"{safe(r.unit)} {safe(r.label)}".rstrip()
+    return f"| {unit} | {word} | {score} | {p} | {safe(why[0])} |"
