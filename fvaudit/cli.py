@@ -137,7 +137,8 @@ def doctor_command(
     data: Annotated[str, typer.Option("--data", help="photographs, best in class folders")],
     weights: Weights = None,
     classes: Annotated[
-        pathlib.Path | None, typer.Option(help="file of its classes' names, where they are others")
+        pathlib.Path | None,
+        typer.Option(help="file of its classes, a name a line, where it does not know them"),
     ] = None,
     limit: Annotated[int, typer.Option(help="at most this many photographs")] = 500,
     brief: Annotated[bool, typer.Option("--brief", help="only what every audit looks at")] = False,

@@ -44,7 +44,7 @@ def test_names_in_the_order_of_the_outputs(tmp_path):
     names.write_text("# mine\ncat\n\ngrosser Hund\n", "utf-8")
     wanted = (ImageClass(0, "cat", "cat"), ImageClass(1, "grosser Hund", "grosser Hund"))
     assert load_classes(names) == as_classes(names) == as_classes(["cat", "grosser Hund"]) == wanted
-    assert as_classes(wanted) == wanted and as_classes(()) == ()
+    assert as_classes(wanted) == wanted and as_classes(()) == as_classes(None) == ()
 
 
 @pytest.mark.parametrize(

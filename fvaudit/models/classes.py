@@ -36,7 +36,7 @@ def as_classes(given: Any, source: str = "The list") -> tuple[ImageClass, ...]:
 
     Args:
         given: names, or `ImageClass`es, one for each output in their order; or the path of a file
-            that `load_classes` reads. Nothing: classes are not known.
+            that `load_classes` reads. None, or an empty list: they are not known.
         source: where they are from, for people.
 
     Raises:
@@ -44,7 +44,7 @@ def as_classes(given: Any, source: str = "The list") -> tuple[ImageClass, ...]:
     """
     if isinstance(given, str | os.PathLike):
         return load_classes(given)
-    rows = list(given) if isinstance(given, Sequence) else [given]
+    rows = list(given) if isinstance(given, Sequence) else [] if given is None else [given]
     classes = tuple(ImageClass(i, c, c) if isinstance(c, str) else c for i, c in enumerate(rows))
     for place, one in enumerate(classes):
         if not isinstance(one, ImageClass) or one.index != place:

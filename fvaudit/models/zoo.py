@@ -170,14 +170,14 @@ def load_model(
     """
     require_kind("name", name, (str, os.PathLike), "a network of the zoo, a file or a folder")
     name = os.fspath(name)
-    given = () if classes is None else as_classes(classes)
+    named = as_classes(classes)
     if name.startswith(hub.PREFIX):
         model = _from_hub(name, input, hub.fetch(name, allow_download=allow_download))
     elif name not in _ZOO and files.is_file_name(name):
         model = files.load_file(name, input, weights)
     else:
         model = _from_zoo(name, weights, input)
-    return with_classes(model, given) if given else model
+    return with_classes(model, named) if named else model
 
 
 def _from_zoo(name: str, weights: str | os.PathLike | None, input: Any) -> Model:
@@ -285,7 +285,7 @@ def _entry(name: str) -> _Entry:
 
 
 @functools.cache  # one forward function a network, so that programs are compiled once
-def _network(name: str, spec: InputSpec, outputs: int = OUTPUTS) -> tuple[Any, Forward]:
+def _network(name: str, spec: InputSpec, outputs: int) -> tuple[Any, Forward]:
     """(shapes of the parameters, forward pass)."""
     module = _ZOO[name].module
     graph, abstract = nnx.split(nnx.eval_shape(lambda: module(_OneKey(0), outputs=outputs)))
