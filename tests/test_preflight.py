@@ -418,7 +418,7 @@ def test_the_command_line_prints_findings_and_fails_on_problems(monkeypatch, cap
     labels = np.asarray(images.labels)
     np.savez(tmp_path / "a.npz", images=images.pixels, labels=labels)
     for model, code in ((PLANTED["BGR"][0], 1), (knowing(), 0)):
-        monkeypatch.setattr(cli, "_model", lambda *_, model=model: model)
+        monkeypatch.setattr(cli, "_model", lambda *_, model=model, **__: model)
         monkeypatch.setattr(
             sys, "argv", ["fvaudit", "doctor", "m", "--data", str(tmp_path / "a.npz")]
         )
