@@ -175,7 +175,7 @@ def _of_unit(
     for one in given:
         require_kind("visualization", one, Visualization, "what visualize made")
     own = model.resolve(unit.layer)
-    names = (unit.layer, own, *(a for a, layer in model.aliases.items() if layer == own))
+    names = (own, *(alias for alias, layer in model.aliases.items() if layer == own))
     wanted = {str(of_unit(dataclasses.replace(unit, layer=name))) for name in names}
     for one in given:
         if one.objective in wanted:

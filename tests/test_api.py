@@ -82,7 +82,9 @@ def test_numbers_out_of_range_are_refused(images, visualizations, settings, mess
         fv.path_similarity(MODEL, fv.Unit("conv2", 1), visualizations, images, **settings)
 
 
-def test_a_class_has_its_photographs_for_a_group_whatever_its_layer_is_called(images):
+def test_a_class_has_its_photographs_for_a_group_whatever_its_layer_is_called(
+    images, visualizations
+):
     """In most imported networks `logits` is but another name of the last layer."""
 
     def apply(params, x, tap):
@@ -99,12 +101,8 @@ def test_a_class_has_its_photographs_for_a_group_whatever_its_layer_is_called(im
         found = fv.path_similarity(own, unit, shown, labelled, group=5)
         assert (found.group, found.label) == ("images labelled with class 3", "d")
         assert (found.photographs, found.others) == (5, 6)
-    hidden = fv.path_similarity(MODEL, fv.Unit("conv2", 3), [_shown(MODEL)], labelled, group=5)
+    hidden = fv.path_similarity(MODEL, fv.Unit("conv2", 4), visualizations, labelled, group=5)
     assert hidden.group == "the unit's strongest natural exemplars"
-
-
-def _shown(model):
-    return fv.visualize(model, [fv.Channel("conv2", 3)], steps=4, repeats=2)[0]
 
 
 def test_too_few_replicates_for_a_level_are_no_interval(images, visualizations):

@@ -84,7 +84,8 @@ def test_a_config_names_a_file_beside_it(onnx_file, tmp_path):
         "images": {"source": "photos", "classes": "classes.tsv"},
         "units": [{"layer": "logits", "count": 2}],
     }
-    (tmp_path / "classes.tsv").write_text("cat\ndog\ncow\nowl\n")
+    rows = "0\ta\tcat\n1\tb\tdog\n2\tc\tcow\n3\td\towl\n"
+    (tmp_path / "classes.tsv").write_text(f"index\twnid\tname\n{rows}")
     path = tmp_path / "audit.yaml"
     path.write_text(yaml.safe_dump(config))
     loaded = load_config(path, ["input.resize=30"])
@@ -93,7 +94,8 @@ def test_a_config_names_a_file_beside_it(onnx_file, tmp_path):
     names = ["cat", "dog", "cow", "owl"]
     assert model.input.resize == 30 and [c.name for c in model.classes] == names
     assert model.fingerprint == load_model(onnx_file, input=model.input).fingerprint
-    assert load_model(onnx_file, input=model.input, classes=names).classes == model.classes
+    named = load_model(onnx_file, input=model.input, classes=names)
+    assert [c.name for c in named.classes] == names
     with pytest.raises(AuditError, match="net has 4 outputs, and 3 classes were given"):
         load_model(onnx_file, input=model.input, classes=names[:3])
 

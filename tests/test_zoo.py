@@ -13,6 +13,7 @@ from fvaudit.models import zoo
 from fvaudit.models.folders import Recipe, save_folder
 from fvaudit.models.nets import vit
 from fvaudit.models.trunk import trunk
+from fvaudit.models.weights import OUTPUTS
 from fvaudit.models.zoo import load_model, random_model
 from fvaudit.records import AuditError
 from tests import peers
@@ -270,7 +271,7 @@ def test_parameters_are_as_many_as_torchvisions(name):
 def test_trunks_are_listed_rightly(name):
     """Found by tracing, but for what is left out by design: insides of blocks and modules."""
     entry = zoo._ZOO[name]
-    abstract, forward = zoo._network(name, entry.input, zoo.OUTPUTS)
+    abstract, forward = zoo._network(name, entry.input, OUTPUTS)
     found = trunk(forward, abstract, (1, *entry.input.size, 3))
     assert [v for v in found if v in entry.trunk] == list(entry.trunk)
     beside = set(found) - set(entry.trunk)

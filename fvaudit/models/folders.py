@@ -28,7 +28,7 @@ from fvaudit.models.builders import Edit
 from fvaudit.models.classes import ImageClass
 from fvaudit.models.imports.pickle_ops import shown
 from fvaudit.models.model import InputSpec, Model
-from fvaudit.models.weights import MOST_OUTPUTS
+from fvaudit.models.weights import MOST_OUTPUTS, OUTPUTS
 from fvaudit.records import AuditError
 
 
@@ -179,7 +179,7 @@ def _rebuilt(folder: pathlib.Path, said: Mapping[str, Any]) -> Model:
 
 def _outputs(said: Mapping[str, Any]) -> int:
     """Of a network of the zoo; folders from before it could vary do not say."""
-    outputs = said.get("outputs", 1000)
+    outputs = said.get("outputs", OUTPUTS)
     if not isinstance(outputs, int) or not 1 <= outputs <= MOST_OUTPUTS:
         raise TypeError(f"outputs {outputs!r}")
     return outputs

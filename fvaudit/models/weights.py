@@ -33,6 +33,7 @@ from fvaudit.records import AuditError
 
 
 SUFFIXES = (".safetensors", ".npz", ".msgpack", ".pth", ".pt")
+OUTPUTS = 1000  # of every network as it is published: ImageNet-1k's classes
 MOST_OUTPUTS = 2**15  # ImageNet-21k has 21,843 classes
 SPARE_BYTES = 2**20  # of a .pth file beyond its numbers: names, counters
 Shapes = Mapping[str, tuple[int, ...]]

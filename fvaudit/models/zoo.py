@@ -23,11 +23,8 @@ from fvaudit.models.imports.specs import input_spec
 from fvaudit.models.model import Forward, InputSpec, Model, build, with_classes
 from fvaudit.models.nets import efficientnet_lite, googlenet, resnet, squeezenet, vgg, vit
 from fvaudit.models.random_weights import random_state
-from fvaudit.models.weights import LUCID, TORCH, Head, Naming
+from fvaudit.models.weights import LUCID, OUTPUTS, TORCH, Head, Naming
 from fvaudit.records import AuditError, require_kind
-
-
-OUTPUTS = 1000  # of every network as it is published: ImageNet-1k's classes
 
 
 class _Entry(NamedTuple):
