@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage, stats
 
-from fvaudit.optvis import lowering, transforms
+from fvaudit.optvis import lowering, optimize, transforms
 from fvaudit.records import AuditError
 
 
@@ -53,6 +53,51 @@ def test_rotation_draws_all_its_angles_and_keeps_lengths():
     angles = np.degrees(np.arctan2(matrices[:, 0, 1], matrices[:, 0, 0]))
     np.testing.assert_allclose(np.unique(angles.round(3)), [-10, 0, 10], atol=1e-2)
     np.testing.assert_allclose(np.linalg.det(matrices), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        transforms.jitter(8),
+        transforms.scale((0.9, 1.0, 1.1)),
+        transforms.rotate((-10, 0, 10)),
+        transforms.rotate((45, 120)),
+        transforms.flip(),
+    ],
+    ids=lambda part: part.text,
+)
+def test_reach_is_the_largest_that_is_drawn(part):
+    """Less would lose gradient, more would cost time."""
+    inverses = np.linalg.inv(np.asarray(_draws(part).matrix, np.float64))
+    largest = np.linalg.norm(inverses, np.inf, axis=(1, 2)).max()
+    assert part.reach == pytest.approx(largest, rel=1e-6)
+
+
+def test_two_numbers_of_a_draw_are_independent():
+    down, right = (np.asarray(_draws(transforms.jitter(8)).shift) + 4).astype(int).T
+    counts = np.bincount(8 * down + right, minlength=64)
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["threefry2x32", "rbg"])
+def test_draws_follow_their_law_whatever_the_generator(kind):
+    """Keys' own words are the random ones; so they are with the other of JAX's generators."""
+    keys = jax.random.split(jax.random.key(3, impl=kind), 4000)
+    shifts = np.asarray(jax.jit(jax.vmap(transforms.jitter(5).draw))(keys).shift)
+    for axis in shifts.T:
+        assert stats.chisquare(np.unique(axis, return_counts=True)[1]).pvalue > 1e-3
+
+
+def test_neighbouring_steps_and_images_draw_independently():
+    """As `optimize` folds its keys: by the step, then by the image of a set."""
+
+    def draws(t):
+        keys = optimize._keys(jax.random.fold_in(jax.random.key(1), 1 + t), 2)
+        return jax.vmap(transforms.jitter(8).draw)(keys).shift[:, 0]
+
+    first, second = np.asarray(jax.jit(jax.vmap(draws))(jnp.arange(2000))).T
+    for a, b in ((first, second), (first[1:], first[:-1])):
+        assert abs(np.corrcoef(a, b)[0, 1]) < 4 / np.sqrt(len(a))
 
 
 def test_a_quarter_turn_is_numpys():

@@ -72,8 +72,7 @@ def begin(loop: Loop, start: Float[Array, "h w c"] | None, size: int, key: Key[A
         size: images in the set.
         key: of this set; equal keys give equal starts.
     """
-    own = functools.partial(jax.random.fold_in, jax.random.split(key)[0])
-    keys = jax.vmap(own)(jnp.arange(size))
+    keys = _keys(jax.random.fold_in(key, 0), size)
     if start is None:
         latents = jax.vmap(lambda k: loop.parameterization.init(k, loop.shape))(keys)
     else:
@@ -109,12 +108,11 @@ def advance(
         until: index after the last round, no less than `last` + `scored`, if other sets of a batch
             go on that long; a batch whose sets end on their own would copy all of them every round.
     """
-    step_key = jax.random.split(key)[1]
 
     def step(params, latents, t, plain):
         def loss(latents):  # descended, as `redirect` expects
             images = _decoded(loop, latents)
-            shown = _shown(loop, images, jax.random.fold_in(step_key, t), plain)
+            shown = _shown(loop, images, jax.random.fold_in(key, 1 + t), plain)  # 0: the start
             with _redirected(loop, t, plain):
                 scores = loop.score(params, shown, images)
             return -scores.sum(), scores
@@ -144,6 +142,13 @@ def advance(
     return Stretch(state, trace[:STRETCH], _decoded(loop, state.latents), scores)
 
 
+def _keys(key: Key[Array, ""], size: int) -> Key[Array, " s"]:
+    """One for each image of a set; folding another into that of a set of one is code to compile."""
+    if size == 1:
+        return key[None]
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(size))
+
+
 def _decoded(loop: Loop, latents: Any) -> Any:
     return _each(lambda z: loop.parameterization.decode(z, loop.shape), latents)
 
@@ -153,7 +158,7 @@ def _shown(loop: Loop, images: Float[Array, "s h w d"], key: Key[Array, ""], pla
     alpha = loop.parameterization.alpha
     transform = compose(collapse_alpha(), loop.transform) if alpha else loop.transform
     plainly = collapse_alpha(GROUND) if alpha else none()
-    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(len(images)))
+    keys = _keys(key, len(images))
     try:
         return jax.lax.cond(
             plain,

@@ -176,19 +176,19 @@ def _redirect(ordinary, blocked, saved, g, active, widths=None):
     shape = (len(g), *(1,) * (g.ndim - 1))
     dead = jax.lax.cond(
         active,
-        lambda: ~_passing(ordinary(saved, g) != 0, widths),
+        lambda: _none_passes(ordinary(saved, g) == 0, widths),
         lambda: jnp.zeros(shape if widths is None else (*shape[:-1], g.shape[-1]), bool),
     )
     return jnp.where(dead, jnp.where(blocked(saved, g), 0, g), ordinary(saved, g))
 
 
-def _passing(entries, widths):
-    """Where any entry of an image passes, in each layer: of a shape that broadcasts."""
-    axes = tuple(range(1, entries.ndim))
+def _none_passes(zero, widths):
+    """Where all of an image's entries are 0, in each layer: of a shape that broadcasts."""
+    axes = tuple(range(1, zero.ndim))
     if widths is None:
-        return entries.any(axis=axes, keepdims=True)
+        return zero.all(axis=axes, keepdims=True)
     ends = np.cumsum(widths)
     channels = np.arange(ends[-1])
     own = (channels < ends[:, None]) & (channels >= (ends - widths)[:, None])  # (layers, channels)
-    layers = (entries.any(axis=axes[:-1], keepdims=True)[..., None, :] & own).any(-1)
+    layers = (zero.all(axis=axes[:-1], keepdims=True)[..., None, :] | ~own).all(-1)
     return (layers[..., None] & own).any(-2)

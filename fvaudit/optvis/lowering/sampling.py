@@ -37,28 +37,28 @@ def affine_sample(
     """
     above = image - ground  # so that outside is 0 and the sampling is linear
     if takes("sampling"):
-        sampled: Any = _sample(above, matrix, shift, math.ceil(reach))
+        sampled: Any = _sample(above, matrix, shift, reach)
     else:
         sampled = _gather_taps(above, matrix, shift)
     return ground + sampled
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _sample(image, matrix, shift, radius):
+def _sample(image, matrix, shift, reach):
     return _gather_taps(image, matrix, shift)
 
 
-def _sample_forward(image, matrix, shift, radius):
+def _sample_forward(image, matrix, shift, reach):
     values = image.value, matrix.value, shift.value
     moved = matrix.perturbed or shift.perturbed  # else nothing asks for the map's own gradient
     return _gather_taps(*values), (values[0] if moved else None, *values[1:])
 
 
-def _sample_backward(radius, saved, g):
+def _sample_backward(reach, saved, g):
     image, matrix, shift = saved
     if isinstance(g, SymbolicZero):
         return None, None, None
-    dimage = _gather_back(g, matrix, shift, radius)
+    dimage = _gather_back(g, matrix, shift, reach)
     if image is None:
         return dimage, None, None
     return dimage, *jax.vjp(partial(_gather_taps, image), matrix, shift)[1](g)
@@ -67,8 +67,11 @@ def _sample_backward(radius, saved, g):
 _sample.defvjp(_sample_forward, _sample_backward, symbolic_zeros=True)
 
 
-def _gather_back(g, matrix, shift, radius):
-    """Source pixel p collects g[q] * hat(matrix q + shift - p) over the q near inverse(p)."""
+def _gather_back(g, matrix, shift, reach):
+    """Source pixel p collects g[q] * hat(matrix q + shift - p) over the q near inverse(p).
+
+    These lie less than `reach` from it in both directions: 2 * reach rows and columns, rounded up.
+    """
     g = jax.lax.optimization_barrier(g)  # a GPU would compute it anew for each of its readers
     h, w, _ = g.shape
     (a, b), (c, d) = matrix
@@ -76,8 +79,8 @@ def _gather_back(g, matrix, shift, radius):
     inverse = jnp.array([[d, -b], [-c, a]]) / (a * d - b * c)
     row, column = _positions(h, w)
     y, x = _map(inverse, row - down, column - right)
-    top, left = jnp.floor(y + (h - 1) / 2), jnp.floor(x + (w - 1) / 2)
-    near = range(1 - radius, radius + 1)
+    top, left = jnp.floor(y + (h - 1) / 2 - reach), jnp.floor(x + (w - 1) / 2 - reach)
+    near = range(1, 1 + math.ceil(2 * reach))
     rows = [(top + dy, _share(matrix[:, 0], top + dy - (h - 1) / 2)) for dy in near]
     columns = [(left + dx, _share(matrix[:, 1], left + dx - (w - 1) / 2)) for dx in near]
 

@@ -65,7 +65,8 @@ def none() -> Transform:
 def _resampled(run, image):
     reach = math.prod(part.reach for part, _ in run)
     whole = functools.reduce(after, [part.draw(key) for part, key in run])
-    return lowering.affine_sample(image, whole.matrix, whole.shift, GROUND, reach)
+    matrix, shift = jax.lax.optimization_barrier(tuple(whole))  # else drawn anew in every kernel
+    return lowering.affine_sample(image, matrix, shift, GROUND, reach)
 
 
 def _in_turn(run, image):
