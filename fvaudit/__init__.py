@@ -15,7 +15,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 
-__version__ = "0.1.0"
+# Pictures, and whatever is derived from them, are the same bytes within a version: an audit that
+# another one began is not gone on with.
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from fvaudit import attacks as attacks

@@ -43,7 +43,6 @@ SIGINT_CODE = 130  # what typer makes of Ctrl-C
 
 app = typer.Typer(
     name="fvaudit",
-    help="Audits feature visualizations: how far can each be believed, with statistics.",
     epilog="Exit codes: 0 gates passed, 1 a gate failed, 2 usage or config error, 3 incomplete or "
     "inconclusive where a conclusion was demanded, 4 not comparable.",
     no_args_is_help=True,
@@ -74,6 +73,25 @@ InputKeys = Annotated[
 AllowDownload = Annotated[
     bool, typer.Option("--allow-download", help="let hf-hub: names use the network")
 ]
+
+
+def _say_version(wanted: bool) -> bool:
+    if wanted:
+        from fvaudit import __version__
+
+        print(f"fvaudit {__version__}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="print it and stop"),
+    ] = False,
+) -> None:
+    """Audits feature visualizations: how far can each be believed, with statistics."""
 
 
 @app.command("run")
@@ -336,7 +354,11 @@ def main() -> None:
             _stop(f"{OUT_OF_MEMORY} ({error})", ExitCode.INCOMPLETE)
         if not hasattr(error, "format_message"):  # not one of click's own usage errors
             raise
-        _stop(error.format_message(), ExitCode.USAGE)  # pyright: ignore
+        said = error.format_message()  # pyright: ignore
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(said, file=sys.stderr)
+            sys.exit(ExitCode.USAGE)
+        _stop(said, ExitCode.USAGE)
     if code == SIGINT_CODE:
         _stop(INTERRUPTED, ExitCode.INCOMPLETE)
     sys.exit(code or ExitCode.PASSED)

@@ -230,6 +230,18 @@ def test_a_wrong_layer_is_exit_code_2(call, config, tmp_path):
     assert code == 2 and "no layer 'conv9'. Nearest: conv2" in err
 
 
+def test_the_version_is_said(call):
+    """Results are the same bytes within a version, so people ask for it."""
+    from fvaudit import __version__
+
+    assert call("--version") == (0, f"fvaudit {__version__}\n", "")
+
+
+def test_no_verb_at_all_is_answered_with_the_help(call):
+    code, out, err = call()
+    assert code == 2 and not out and err.startswith("Usage: fvaudit ")
+
+
 def test_help_names_every_verb_and_exit_code(call):
     out = call("--help")[1]
     for word in ("run", "check", "report", "list", "viz", "schema", "init", "Exit codes"):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fvaudit.data import decode, load, load_images, sources
+from fvaudit.data import decode, load_images, npz, sources
 from fvaudit.data.samples import samples
 from fvaudit.models.classes import ImageClass
 from fvaudit.models.model import InputSpec
@@ -31,6 +31,7 @@ class Wants:
 
 MODEL = Wants()
 RNG = np.random.default_rng(0)
+PAIR = np.zeros((2, 4, 4, 3))
 
 
 def picture(seed=0.0, size=(20, 16)):
@@ -248,6 +249,20 @@ def test_crops_belong_to_their_photograph_and_to_no_other(folder):
     assert not np.array_equal(other.pixels[1], fewer.pixels[1])
 
 
+def test_class_folders_may_be_links(tmp_path, folder):
+    """As with datasets that are too large to copy; pathlib's own walk leaves them out silently."""
+    (tmp_path / "set").mkdir()
+    save(tmp_path / "set" / "tench" / "own.png", picture(0.5))
+    (tmp_path / "set" / "goldfish").symlink_to(folder)
+    (tmp_path / "set" / "goldfish" / "round").symlink_to(tmp_path / "set")
+    found = load_images(tmp_path / "set", MODEL)
+    assert found.ids[0] == "goldfish/0.png" and found.ids[-1] == "tench/own.png"
+    assert labels_of(found).tolist() == [1] * 6 + [0]
+    (tmp_path / "set" / "German shepherd").symlink_to(folder)
+    with pytest.raises(AuditError, match="are one folder, by a link: .* Remove one of the two"):
+        load_images(tmp_path / "set", MODEL)
+
+
 def test_npz(tmp_path):
     images = RNG.integers(0, 256, (4, 16, 16, 3), np.uint8)
     np.savez(tmp_path / "a.npz", images=images, labels=[0, 1, 2, 0], group=[7, 7, 8, 9])
@@ -256,6 +271,23 @@ def test_npz(tmp_path):
     assert found.group.tolist() == [0, 0, 1, 2] and labels_of(found).tolist() == [0, 1, 2, 0]
     np.savez(tmp_path / "b.npz", images=(images / 255).astype(np.float32))
     np.testing.assert_array_equal(load_images(tmp_path / "b.npz", MODEL).pixels, found.pixels)
+
+
+def test_an_npz_may_name_classes_and_groups(tmp_path):
+    images = RNG.integers(0, 256, (4, 16, 16, 3), np.uint8)
+    path, who = tmp_path / "a.npz", ["b", "a", "b", "c"]
+    names = [MODEL.classes[2].name, "0", MODEL.classes[1].wnid, MODEL.classes[0].name.upper()]
+    np.savez(path, images=images, labels=names, group=who)
+    found = load_images(path, MODEL)
+    assert labels_of(found).tolist() == [2, 0, 1, 0]
+    assert found.group.tolist() == [1, 0, 1, 2] and found.photographs == 3
+
+
+def test_without_labels_means_from_any_source(tmp_path, folder):
+    path = tmp_path / "a.npz"
+    np.savez(path, images=RNG.integers(0, 256, (2, 16, 16, 3), np.uint8), labels=["no", "class"])
+    for source in (path, "samples"):
+        assert load_images(source, MODEL, labels=False, limit=2).labels is None
 
 
 def _npz(path, **arrays):
@@ -273,6 +305,11 @@ def _npz(path, **arrays):
         ({"images": np.zeros((1, 4, 4, 3), np.int32)}, "got int32"),
         ({"images": np.zeros((2, 4, 4, 3)), "labels": [1]}, r"'labels' has shape \(1,\)"),
         ({"images": np.array([{}], object)}, "is not a readable .npz of plain arrays"),
+        ({"images": PAIR, "labels": [0.0, 1.0]}, "whole numbers, or names of classes, got float64"),
+        ({"images": PAIR, "labels": [0, 3]}, "'labels' hold 3, .* numbered 0 to 2, from 0; -1"),
+        ({"images": PAIR, "labels": [-2, 0]}, "'labels' hold -2, "),
+        ({"images": PAIR, "labels": ["tench", "goldfsh"]}, "labels goldfsh name .*'goldfish'"),
+        ({"images": PAIR, "group": [0.5, 1.0]}, "'group' must be whole numbers or text"),
     ],
 )
 def test_npz_messages(tmp_path, arrays, message):
@@ -326,7 +363,7 @@ def test_messages(tmp_path, folder, classes, monkeypatch):
     save(classes / "loose.png")
     with pytest.raises(AuditError, match=r"images beside class folders \(loose.png"):
         load_images(classes, MODEL)
-    monkeypatch.setattr(load, "MAX_MEMORY", 5 * 16 * 16 * 3 * 4)
+    monkeypatch.setattr(npz, "MAX_MEMORY", 5 * 16 * 16 * 3 * 4)
     with pytest.raises(AuditError, match="set limit to 5 or fewer"):
         load_images(folder, MODEL)
     with pytest.raises(AuditError, match="of 16 x 16 pixels with 99 crops .* ask for fewer crops"):

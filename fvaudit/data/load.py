@@ -20,13 +20,13 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
+from fvaudit.data import npz
 from fvaudit.data.decode import MAX_PIXELS, BadImage, decode, values
 from fvaudit.data.samples import samples
 from fvaudit.data.sources import Entry, folder_entries, zip_entries
 from fvaudit.records import AuditError, ImageSet, require_kind
 
 
-MAX_MEMORY = 16 * 2**30  # of decoded pixels, in bytes
 THREADS = 4  # Pillow releases the interpreter lock while it decodes and resizes
 
 
@@ -86,8 +86,8 @@ def load_images(
     Args:
         spec: a folder of images, a folder with a folder per class, a zip of either, an `.npz`
             (`images` (n, h, w, 3), or (n, h, w, 1) for gray ones, uint8 or float in [0, 1];
-            optionally `labels`, `ids`, `group`),
-            or "samples".
+            optionally `labels`, numbers or names of classes, -1 where none is known; `ids`; and
+            `group`, numbers or text: images that stem from one photograph share it), or "samples".
         model: gives input size, resize rule, and class names for class folders.
         limit: at most this many photographs, spread evenly over classes and drawn by the seed.
         crops: images per photograph, the centre crop first.
@@ -95,11 +95,13 @@ def load_images(
             pixel, and list them in `skipped`; or "refuse" to go on.
         classes: what class folders are called, if the model does not know: names in the order of
             the model's outputs, or what `fvaudit.models.classes.load_classes` reads.
-        labels: whether folders name classes; if not, images are unlabelled wherever they lie.
+        labels: whether folders name classes; if not, images are unlabelled, whatever the source
+            says.
         seed: of `limit` and of random crops.
 
     Raises:
-        AuditError: if the source does not exist, holds no usable image, names unknown classes,
+        AuditError: if the source does not exist, holds no usable image, names or numbers unknown
+            classes,
             would not fit in memory, or has bad images that are refused; or if the model takes
             neither colours nor gray.
     """
@@ -130,7 +132,11 @@ def _photographs(
     """All photographs that a spec names, sorted by name, and the group of each."""
     if isinstance(spec, str) and spec == "samples":
         found = [
-            _Photograph(s.path.name, s.label, lambda s=s: decode(s.path.read_bytes()))
+            _Photograph(
+                s.path.name,
+                s.label if labelled else -1,
+                lambda s=s: decode(s.path.read_bytes()),
+            )
             for s in samples()
         ]
         return found, list(range(len(found)))
@@ -141,7 +147,7 @@ def _photographs(
             f"There are no images at {path}. Expected a folder, a .zip, an .npz, or 'samples'."
         )
     if path.suffix.lower() == ".npz":
-        return _from_npz(path)
+        return _from_npz(path, names, labelled)
     if path.is_dir():
         entries = folder_entries(path)
     elif zipfile.is_zipfile(path) or path.suffix.lower() == ".zip":
@@ -168,17 +174,22 @@ def _labels(path: pathlib.Path, entries: list[Entry], names: Mapping[str, int]) 
             f"{path} holds images beside class folders ({loose}, {folders[1]}/). Move the images "
             "into folders, or say that folders are no classes (images.labels: false)."
         )
-    unknown = [f for f in folders if _key(f) not in names]
-    if unknown:
-        near = difflib.get_close_matches(_key(unknown[0]), names, n=1)
-        hint = f"; nearest to {unknown[0]!r} is {near[0]!r}" if near else ""
-        raise AuditError(
-            f"{path}: class folders {', '.join(unknown[:5])} name no class of the model{hint}. "
-            "Name folders by WordNet id, class name or index, give the model's classes in the "
-            "order of its outputs (from Python classes=[...], in a config images.classes: a file "
-            "of a name a line), or say that folders are no classes (images.labels: false)."
-        )
+    _require_known(path, "class folders", [f for f in folders if _key(f) not in names], names)
     return [names[_key(e.folder)] for e in entries]
+
+
+def _require_known(path: pathlib.Path, what: str, unknown: list[str], names: Mapping[str, int]):
+    """Of classes that are named by folders, or by labels."""
+    if not unknown:
+        return
+    near = difflib.get_close_matches(_key(unknown[0]), names, n=1)
+    hint = f"; nearest to {unknown[0]!r} is {near[0]!r}" if near else ""
+    raise AuditError(
+        f"{path}: {what} {', '.join(unknown[:5])} name no class of the model{hint}. "
+        "Name them by WordNet id, class name or index, give the model's classes in the "
+        "order of its outputs (from Python classes=[...], in a config images.classes: a file "
+        "of a name a line), or say that they are no classes (images.labels: false)."
+    )
 
 
 def _class_names(given: Any) -> dict[str, int]:
@@ -203,71 +214,38 @@ def _key(text: str) -> str:
     return text.lower().replace("_", " ").strip()
 
 
-def _from_npz(path: pathlib.Path) -> tuple[list[_Photograph], list[int]]:
-    arrays = _read_npz(path)
-    images = arrays["images"]
-    _require_pictures(path, images)
-    n = len(images)
-    labels, group = arrays.get("labels", np.full(n, -1)), arrays.get("group", np.arange(n))
+def _from_npz(path: pathlib.Path, names: Mapping[str, int], labelled: bool):
+    arrays = npz.read(path)
+    images, n = arrays["images"], len(arrays["images"])
+    labels, group = arrays.get("labels"), arrays.get("group", np.arange(n))
     ids = arrays.get("ids", np.array([f"{i:06d}" for i in range(n)]))
-    for name, array in (("labels", labels), ("group", group), ("ids", ids)):
-        if array.shape != (n,):
-            raise AuditError(f"{path}: '{name}' has shape {array.shape}, expected ({n},).")
+    if group.dtype.kind not in "iuU":
+        raise AuditError(f"{path}: 'group' must be whole numbers or text, got {group.dtype}.")
+    known = [-1] * n if labels is None or not labelled else _npz_labels(path, labels, names)
     found = [
-        _Photograph(str(ids[i]), int(labels[i]), lambda i=i: _picture(images[i])) for i in range(n)
+        _Photograph(str(name), label, lambda image=image: npz.picture(image))
+        for name, label, image in zip(ids, known, images, strict=True)
     ]
-    return found, [int(g) for g in group]
+    return found, [int(g) for g in np.unique(group, return_inverse=True)[1]]
 
 
-def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Arrays of an .npz without pickle; declared sizes are checked before anything is read."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                _require_plausible(path, archive, member)
-        with np.load(path, allow_pickle=False) as file:
-            if "images" not in file.files:
-                raise AuditError(f"{path} has no array 'images'; it has {', '.join(file.files)}.")
-            wanted = ("images", "labels", "ids", "group")
-            return {name: file[name] for name in wanted if name in file.files}
-    except AuditError:
-        raise
-    except Exception as error:  # NumPy evaluates headers: on damage, nearly any error comes out
-        raise AuditError(f"{path} is not a readable .npz of plain arrays ({error}).") from None
-
-
-def _require_plausible(path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-    """An array's header must not promise more than its member holds: NumPy allocates by it."""
-    with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        read = {(1, 0): np.lib.format.read_array_header_1_0}
-        shape, _, dtype = read.get(version, np.lib.format.read_array_header_2_0)(file)
-    size = math.prod(shape) * dtype.itemsize
-    if size > min(member.file_size, MAX_MEMORY):
+def _npz_labels(path: pathlib.Path, labels: np.ndarray, names: Mapping[str, int]) -> list[int]:
+    """Indices of classes, -1 where none is known; they may be given by name, as folders are."""
+    if labels.dtype.kind == "U":
+        unknown = sorted({text for text in map(str, labels) if _key(text) not in names})
+        _require_known(path, "labels", unknown, names)
+        return [names[_key(text)] for text in map(str, labels)]
+    if labels.dtype.kind not in "iu":
         raise AuditError(
-            f"{path}: {member.filename} claims {size} bytes; the file holds {member.file_size}, "
-            f"and at most {MAX_MEMORY} are read."
+            f"{path}: 'labels' must be whole numbers, or names of classes, got {labels.dtype}."
         )
-
-
-def _require_pictures(path: pathlib.Path, images: np.ndarray) -> None:
-    if images.ndim != 4 or images.shape[3] not in (1, 3):
+    outside = sorted({*labels.tolist()} - {-1, *names.values()})
+    if names and outside:
         raise AuditError(
-            f"{path}: 'images' has shape {images.shape}, expected (n, h, w, 3), or (n, h, w, 1)."
+            f"{path}: 'labels' hold {outside[0]}, and the model's classes are numbered "
+            f"{min(names.values())} to {max(names.values())}, from 0; -1 says that none is known."
         )
-    if images.dtype == np.uint8:
-        return
-    inside = images.dtype.kind == "f" and images.size and images.min() >= 0 and images.max() <= 1
-    if not inside:
-        raise AuditError(
-            f"{path}: 'images' must be uint8, or float in [0, 1]; got {images.dtype} in "
-            f"[{images.min() if images.size else 0}, {images.max() if images.size else 0}]."
-        )
-
-
-def _picture(array: np.ndarray) -> Image.Image:
-    eight_bit = array if array.dtype == np.uint8 else np.round(array * 255).astype(np.uint8)
-    return Image.fromarray(np.broadcast_to(eight_bit, (*array.shape[:2], 3)))
+    return labels.tolist()
 
 
 def _limited(found: list[_Photograph], limit: int | None, seed: int) -> list[int]:
@@ -285,8 +263,8 @@ def _limited(found: list[_Photograph], limit: int | None, seed: int) -> list[int
 def _require_memory(photographs: int, crops: int, model: ForModel) -> None:
     height, width = model.input.size
     needed = photographs * crops * height * width * len(model.input.mean) * 4
-    if needed > MAX_MEMORY:
-        fit = MAX_MEMORY * photographs // needed
+    if needed > npz.MAX_MEMORY:
+        fit = npz.MAX_MEMORY * photographs // needed
         remedy = f"set limit to {fit} or fewer" if fit else "ask for fewer crops or a smaller input"
         raise AuditError(
             f"{photographs} photographs of {height} x {width} pixels with {crops} crops need "

@@ -6,7 +6,7 @@ A source is a sorted list of entries whose bytes are read on demand; nothing is 
 import os
 import pathlib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from fvaudit.data.decode import BadImage
@@ -28,9 +28,33 @@ class Entry(NamedTuple):
 
 
 def folder_entries(root: pathlib.Path) -> list[Entry]:
-    """Image files below a folder, one level of class folders deep."""
-    files = [p for p in sorted(root.rglob("*")) if _is_image(p.relative_to(root).parts)]
-    return [_entry(p.relative_to(root).parts, _reader(p)) for p in files if p.is_file()]
+    """Image files below a folder, one level of class folders deep; links to folders are followed.
+
+    Raises:
+        AuditError: if one folder is there under two names.
+    """
+    files = [p.relative_to(root).parts for p in sorted(_files(root, (), {}))]
+    return [_entry(parts, _reader(root.joinpath(*parts))) for parts in files if _is_image(parts)]
+
+
+def _files(
+    folder: pathlib.Path, above: tuple[str, ...], seen: dict[str, pathlib.Path]
+) -> Iterator[pathlib.Path]:
+    """Everything below that is no folder; a link to a folder that it lies in leads nowhere."""
+    here = os.path.realpath(folder)
+    if here in above:
+        return
+    if here in seen:
+        raise AuditError(
+            f"{folder} and {seen[here]} are one folder, by a link: its images would count twice. "
+            "Remove one of the two."
+        )
+    seen[here] = folder
+    for path in folder.iterdir():
+        if not path.is_dir():
+            yield path
+        elif not _is_hidden(path.name):
+            yield from _files(path, (*above, here), seen)
 
 
 def zip_entries(path: pathlib.Path) -> list[Entry]:
@@ -64,8 +88,12 @@ def _parts(name: str) -> tuple[str, ...]:
 
 
 def _is_image(parts: tuple[str, ...]) -> bool:
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    hidden = any(map(_is_hidden, parts))
     return bool(parts) and not hidden and parts[-1].lower().endswith(SUFFIXES)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _entry(parts: tuple[str, ...], read: Callable[[], bytes]) -> Entry:
