@@ -263,6 +263,17 @@ def test_class_folders_may_be_links(tmp_path, folder):
         load_images(tmp_path / "set", MODEL)
 
 
+def test_what_is_no_file_is_left_out_and_named(tmp_path, folder):
+    os.mkfifo(folder / "pipe.png")
+    (folder / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    found = load_images(folder, MODEL)
+    assert len(found.ids) == 6
+    assert found.skipped == (
+        ("gone.png", "cannot be read (No such file or directory)"),
+        ("pipe.png", "it is no ordinary file"),
+    )
+
+
 def test_npz(tmp_path):
     images = RNG.integers(0, 256, (4, 16, 16, 3), np.uint8)
     np.savez(tmp_path / "a.npz", images=images, labels=[0, 1, 2, 0], group=[7, 7, 8, 9])

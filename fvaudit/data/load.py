@@ -100,10 +100,9 @@ def load_images(
         seed: of `limit` and of random crops.
 
     Raises:
-        AuditError: if the source does not exist, holds no usable image, names or numbers unknown
-            classes,
-            would not fit in memory, or has bad images that are refused; or if the model takes
-            neither colours nor gray.
+        AuditError: if the source does not exist, holds no usable image or one folder under two
+            names, has labels that are no classes, would not fit in memory, or has bad images that
+            are refused; or if the model takes neither colours nor gray.
     """
     require_kind("model", model, ForModel, "a Model, as load_model makes it")
     if (channels := len(model.input.mean)) not in (1, 3):
@@ -214,7 +213,9 @@ def _key(text: str) -> str:
     return text.lower().replace("_", " ").strip()
 
 
-def _from_npz(path: pathlib.Path, names: Mapping[str, int], labelled: bool):
+def _from_npz(
+    path: pathlib.Path, names: Mapping[str, int], labelled: bool
+) -> tuple[list[_Photograph], list[int]]:
     arrays = npz.read(path)
     images, n = arrays["images"], len(arrays["images"])
     labels, group = arrays.get("labels"), arrays.get("group", np.arange(n))

@@ -5,6 +5,7 @@ A source is a sorted list of entries whose bytes are read on demand; nothing is 
 
 import os
 import pathlib
+import stat
 import zipfile
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -109,9 +110,11 @@ def _text(name: str) -> str:
 def _reader(path: pathlib.Path) -> Callable[[], bytes]:
     def read() -> bytes:
         try:
-            size = path.stat().st_size
-            if size > MAX_BYTES:
-                raise BadImage(f"{size} bytes are more than {MAX_BYTES}")
+            found = path.stat()
+            if not stat.S_ISREG(found.st_mode):
+                raise BadImage("it is no ordinary file")  # reading a pipe would never end
+            if found.st_size > MAX_BYTES:
+                raise BadImage(f"{found.st_size} bytes are more than {MAX_BYTES}")
             return path.read_bytes()
         except OSError as error:
             raise BadImage(f"cannot be read ({error.strerror})") from None

@@ -143,7 +143,7 @@ def advance(
 
 
 def _keys(key: Key[Array, ""], size: int) -> Key[Array, " s"]:
-    """One for each image of a set; folding another into that of a set of one is code to compile."""
+    """One for each image of a set; that of a set of one is left alone: folding is compiled code."""
     if size == 1:
         return key[None]
     return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(size))
