@@ -9,7 +9,16 @@ import pydantic
 import yaml
 
 from fvaudit.records import SEEDS, AuditError, least_replicates, require_kind
-from fvaudit.yamlfile import Section, overridden, parsed, presets, problems, read_yaml, validated
+from fvaudit.yamlfile import (
+    Section,
+    overridden,
+    parsed,
+    presets,
+    problems,
+    read_yaml,
+    validated,
+    whole,
+)
 
 
 Share = Annotated[float, pydantic.Field(gt=0, lt=1)]
@@ -84,7 +93,7 @@ class Photographs(Section):
     def arguments(self, folder: pathlib.Path) -> dict[str, Any]:
         """What `load_images` takes; paths count from `folder`."""
         return {
-            "spec": self.source if self.source == "samples" else folder / self.source,
+            "spec": self.source if self.source == "samples" else whole(self.source, folder),
             "limit": self.limit,
             "crops": self.crops,
             "on_bad": self.on_bad,
@@ -264,16 +273,18 @@ class Network(Section):
     """The network that a manipulation or a gate's training begins with, and its preprocessing."""
 
     version: Literal[1] = 1
-    model: str = pydantic.Field(description="name of a model of the zoo, or an .onnx file")
+    model: str = pydantic.Field(
+        description="name of a model of the zoo, an .onnx file, or a folder that fvaudit wrote"
+    )
     weights: str | None = None
     input: Input | None = None
 
     def arguments(self, folder: pathlib.Path) -> dict[str, Any]:
         """What `load_model` takes; paths count from `folder`."""
-        is_file = self.model.lower().endswith(".onnx")
+        is_file = _is_file(self.model, folder)
         return {
-            "name": str((folder / self.model).resolve()) if is_file else self.model,
-            "weights": self.weights and folder / self.weights,
+            "name": str(whole(self.model, folder)) if is_file else self.model,
+            "weights": self.weights and whole(self.weights, folder),
             "input": self.input and self.input.model_dump(exclude_none=True),
         }
 
@@ -336,16 +347,16 @@ def _resolved(config: Config, folder: pathlib.Path) -> Config:
     """Paths in a config count from its own folder."""
     images = config.images
 
-    def whole(path: str) -> str:
-        return str((folder / path).resolve())
+    def found(path: str) -> str:
+        return str(whole(path, folder))
 
-    source = images.source if images.source == "samples" else whole(images.source)
-    classes = None if images.classes is None else whole(images.classes)
+    source = images.source if images.source == "samples" else found(images.source)
+    classes = None if images.classes is None else found(images.classes)
     update = images.model_copy(update={"source": source, "classes": classes})
-    weights = None if config.weights is None else whole(config.weights)
+    weights = None if config.weights is None else found(config.weights)
     model = config.model
     if model is not None and _is_file(model, folder):
-        model = whole(model)
+        model = found(model)
     return config.model_copy(update={"images": update, "weights": weights, "model": model})
 
 

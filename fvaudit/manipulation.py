@@ -34,14 +34,14 @@ from fvaudit.config import Count, Images, Network
 from fvaudit.data import load_images
 from fvaudit.data.decode import BadImage, decode, values
 from fvaudit.models.classes import load_classes
-from fvaudit.models.folders import RECIPE, Recipe, load_folder, save_folder
+from fvaudit.models.folders import RECIPE, extended, load_folder, save_folder
 from fvaudit.models.model import Model, with_classes
 from fvaudit.models.zoo import load_model
 from fvaudit.optvis.objectives import of_unit
 from fvaudit.optvis.recipes import recipe
 from fvaudit.optvis.render import Job
 from fvaudit.records import SEEDS, AuditError, Unit
-from fvaudit.yamlfile import Section, read_yaml, validated
+from fvaudit.yamlfile import Section, read_yaml, validated, whole
 
 
 CERTIFICATE = "certificate.json"
@@ -171,7 +171,7 @@ def manipulate(
     store.require_same_config(out, text, "a manipulation")
     base = load_model(**said.arguments(path.parent))
     if said.images.classes and not base.classes:
-        base = with_classes(base, path.parent / said.images.classes)
+        base = with_classes(base, whole(said.images.classes, path.parent))
     units = _units(said.units, base)
     if not (out / CERTIFICATE).exists():
         tell(f"attacking {len(units)} units of {said.units.layer}")
@@ -207,7 +207,7 @@ def _attacked(
     spec = said.images
     images = load_images(
         model=base,
-        classes=load_classes(folder / spec.classes) if spec.classes else None,
+        classes=load_classes(whole(spec.classes, folder)) if spec.classes else None,
         labels=spec.labels,
         seed=said.seed,
         **spec.arguments(folder),
@@ -226,7 +226,7 @@ def _attack(said: Circuit | Silent, folder: pathlib.Path, base: Model):
         settings = said.model_dump(include={"strength", "scale", "margin"})
         return silent_units(_aim(said.target, folder, base), **settings)
     packaged = said.gate == "packaged"
-    gate = gates.packaged(base.name) if packaged else gates.load(folder / said.gate)
+    gate = gates.packaged(base.name) if packaged else gates.load(whole(said.gate, folder))
     decoy = said.decoy if isinstance(said.decoy, int) else _aim(said.decoy, folder, base)
     return fooling_circuit(decoy, gate)
 
@@ -251,7 +251,7 @@ def _goal(said: Slingshot | Proxpulse | Push, folder: pathlib.Path, base: Model)
 
 def _aim(text: str, folder: pathlib.Path, model: Model) -> Any:
     """A unit, or a picture as the model's input is large."""
-    path = folder / text
+    path = whole(text, folder)
     if not path.is_file():
         return Unit.parse(text)
     try:
@@ -272,7 +272,7 @@ def _save(
             f"{out} holds a model without its {CERTIFICATE}: writing it was interrupted, or it is "
             "another tool's. Remove the folder or choose another."
         )
-    save_folder(done.model, out, Recipe(base, said.arguments(folder)["name"], (done.edit,)))
+    save_folder(done.model, out, extended(base, said.arguments(folder)["name"], done.edit))
 
 
 def _pictures(model: Model, units: list[Unit], folder: pathlib.Path, seed: int) -> np.ndarray:

@@ -7,6 +7,7 @@ plain configs that ship with the package.
 import difflib
 import importlib.resources
 import pathlib
+import reprlib
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -55,6 +56,11 @@ def presets(verb: str = "run") -> dict[str, Any]:
     return {f.name.removesuffix(".yaml"): f for f in files if f.name.endswith(".yaml")}
 
 
+def whole(path: str, folder: pathlib.Path) -> pathlib.Path:
+    """A path in a file of a folder: it counts from there, and ~ is the user's own."""
+    return (folder / pathlib.Path(path).expanduser()).resolve()
+
+
 def validated(section: type[_Valid], data: Any, source: str) -> _Valid:
     """Checks what was read against a section.
 
@@ -77,8 +83,8 @@ def parsed(text: str, source: str) -> dict[str, Any]:
         AuditError: if it is not YAML, or no keys and values.
     """
     try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        data = yaml.load(text, _Once)  # a SafeLoader
+    except (yaml.YAMLError, RecursionError) as error:
         raise AuditError(f"{source} is not valid YAML: {error}") from None
     if not isinstance(data, dict):
         raise AuditError(
@@ -86,6 +92,20 @@ def parsed(text: str, source: str) -> dict[str, Any]:
             f"{type(data).__name__}."
         )
     return data
+
+
+class _Once(yaml.SafeLoader):
+    """Refuses a key that stands twice; YAML's own loader silently keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys: list[Any] = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for at, key in enumerate(keys):
+            if key in keys[:at] and key != "<<":
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key!r} stands twice",
+                    problem_mark=node.value[at][0].start_mark,
+                )
+        return super().construct_mapping(node, deep)
 
 
 def problems(error: pydantic.ValidationError, section: type[Section], at: str = "") -> str:
@@ -150,7 +170,7 @@ def _problem(error: Any, section: type[Section]) -> str:
         return f"{where}: there is no such key{hint}"
     if error["type"] == "missing":
         return f"{where}: this key is missing"
-    got = f", got {error['input']!r}"
+    got = f", got {_short(error['input'])}"
     if error["type"] == "model_type":
         keys = ", ".join(_keys_beside((*error["loc"], ""), section))
         return f"{where or 'config'}: expected keys and values, of {keys}{got}"
@@ -158,6 +178,14 @@ def _problem(error: Any, section: type[Section]) -> str:
         kinds = [k for k in map(_kind, _sections_at(error["loc"], section)) if k]
         return f"{where}: expected a `kind`, one of {', '.join(kinds)}{got}"
     return f"{where or 'config'}: {error['msg'].removeprefix('Value error, ')}{got}"
+
+
+def _short(value: Any) -> str:
+    """What was given, however large: a YAML text can name one list many times within another."""
+    brief = reprlib.Repr()
+    brief.maxlevel = 3
+    brief.maxstring = brief.maxother = 200
+    return brief.repr(value)
 
 
 def _keys_beside(location: tuple[Any, ...], section: Any) -> list[str]:

@@ -51,6 +51,41 @@ def test_paths_count_from_the_configs_folder(write, tmp_path):
     assert config.images.classes == str(tmp_path / "c.tsv")
 
 
+def test_a_path_may_begin_at_home(write, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    config = load_config(write({**GOOD, "images": {"source": "~/photos"}, "weights": "~/w.npz"}))
+    assert config.images.source == str(tmp_path / "home" / "photos")
+    assert config.weights == str(tmp_path / "home" / "w.npz")
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("model: a\nseed: 1\nseed: 2\n", "the key 'seed' stands twice\n.*line 3"),
+        ("engine: {steps: 1, repeats: 2, steps: 3}", "the key 'steps' stands twice"),
+        ("[" * 5000, "is not valid YAML"),
+    ],
+)
+def test_what_yaml_itself_would_let_pass(write, text, message):
+    with pytest.raises(AuditError, match=message):
+        load_config(write(text))
+
+
+def test_an_anchor_may_be_used_and_overridden(write):
+    text = dump(load_config(write(GOOD))).replace("engine:", "engine: &e", 1)
+    assert load_config(write(text, "anchored.yaml")) == load_config(write(GOOD))
+
+
+def test_a_list_of_lists_of_lists_is_not_written_out(write):
+    """Nine lists, each of nine times the one before: 387 million entries in a file of 400 bytes."""
+    lines = ["a: &a0 [1,1,1,1,1,1,1,1,1]"]
+    lines += [f"{'bcdefghij'[i]}: &a{i + 1} [{','.join([f'*a{i}'] * 9)}]" for i in range(8)]
+    text = "\n".join([*lines, "engine: *a8"])
+    with pytest.raises(AuditError, match="engine: expected keys and values") as caught:
+        load_config(write(text))
+    assert len(str(caught.value)) < 10_000
+
+
 @pytest.mark.parametrize(
     "text, where, value",
     [

@@ -116,6 +116,24 @@ TUNED = SILENT | {
 
 
 @pytest.mark.slow
+def test_a_manipulated_model_can_be_manipulated_again(tmp_path):
+    """The folder holds both manipulations, and paths count from the config's folder."""
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    manipulate(written(tmp_path), once)
+    more = {"layer": "blocks.2.expand", "channels": [4]}
+    manipulate(written(tmp_path, model="once", units=more), twice)
+    model, first = load_model(str(twice)), load_model(str(once))
+    assert model.name.startswith(first.name + "+") and model.fingerprint != first.fingerprint
+    said = json.loads((twice / "recipe.json").read_text())
+    assert [edit["builder"] for edit in said["edits"]] == ["silent_units"] * 2
+    assert said["network"] == "efficientnet_lite0"
+    layers = {"blocks.1.expand.branch": [3, 5], "blocks.2.expand.branch": [4]}
+    found = model.activations(np.ones((1, 224, 224, 3), np.float32), list(layers))
+    for layer, channels in layers.items():
+        assert not np.delete(np.asarray(found[layer]), channels, axis=-1).any()
+
+
+@pytest.mark.slow
 def test_a_fine_tuned_model_comes_back_bit_by_bit(tmp_path):
     path, out, told = tmp_path / "attack.yaml", tmp_path / "out", []
     path.write_text(yaml.safe_dump(TUNED))

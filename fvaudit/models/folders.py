@@ -152,7 +152,36 @@ def _read_recipe(folder: pathlib.Path) -> Mapping[str, Any]:
     return said
 
 
+def extended(base: Model, network: str, edit: Edit) -> Recipe:
+    """The recipe of a manipulated model; one that was manipulated before keeps that.
+
+    Args:
+        base: before this manipulation.
+        network: what it was loaded from: a name of the zoo, the path of an .onnx file, or of a
+            folder that `save_folder` wrote.
+        edit: this manipulation.
+
+    Raises:
+        AuditError: as `load_folder`, for a folder.
+    """
+    folder = pathlib.Path(network)
+    if not (folder / RECIPE).is_file():
+        return Recipe(base, network, (edit,))
+    said = _read_recipe(folder)
+    first, edits = _parts(folder, said)
+    origin = str(folder / NETWORK) if said["network"] == NETWORK else said["network"]
+    return Recipe(first, origin, (*edits, edit))
+
+
 def _rebuilt(folder: pathlib.Path, said: Mapping[str, Any]) -> Model:
+    model, edits = _parts(folder, said)
+    for edit in edits:
+        model = builders.apply(model, edit)
+    return dataclasses.replace(model, name=said["name"])
+
+
+def _parts(folder: pathlib.Path, said: Mapping[str, Any]) -> tuple[Model, list[Edit]]:
+    """The network that a folder's model starts from, and what was done to it."""
     from fvaudit.models import zoo
 
     network, spec = said["network"], _spec(said["input"])
@@ -171,10 +200,11 @@ def _rebuilt(folder: pathlib.Path, said: Mapping[str, Any]) -> Model:
         leaves = [jnp.asarray(arrays[name]) for name in _named("base", abstract)]
         params = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
         model = zoo.with_params(network, params, spec, **labels)
-    for i, edit in enumerate(said["edits"]):
-        params = _filled(edit["params"], f"edits.{i}", arrays)
-        model = builders.apply(model, Edit(edit["builder"], params, edit["settings"]))
-    return dataclasses.replace(model, name=said["name"])
+    edits = [
+        Edit(edit["builder"], _filled(edit["params"], f"edits.{i}", arrays), edit["settings"])
+        for i, edit in enumerate(said["edits"])
+    ]
+    return model, edits
 
 
 def _outputs(said: Mapping[str, Any]) -> int:
