@@ -361,7 +361,11 @@ def _resolved(config: Config, folder: pathlib.Path) -> Config:
 
 
 def _is_file(model: str, folder: pathlib.Path) -> bool:
-    """Whether a model's name means a file or a folder, and not the zoo's or a hub's."""
+    """Whether a model's name means a file or a folder, and not the zoo's or a hub's.
+
+    A folder that happens to be called like a network, of its weights say, means nothing.
+    """
     if model.startswith("hf-hub:"):
         return False
-    return "/" in model or model.lower().endswith(".onnx") or (folder / model).exists()
+    stored = (folder / model / "recipe.json").is_file()  # as `save_folder` writes it
+    return "/" in model or model.lower().endswith(".onnx") or stored

@@ -51,6 +51,14 @@ def test_paths_count_from_the_configs_folder(write, tmp_path):
     assert config.images.classes == str(tmp_path / "c.tsv")
 
 
+def test_a_folder_called_like_a_network_is_not_the_model(write, tmp_path):
+    (tmp_path / "resnet50").mkdir()
+    named = {**GOOD, "model": "resnet50"}
+    assert load_config(write(named)).model == "resnet50"
+    (tmp_path / "resnet50" / "recipe.json").write_text("{}")
+    assert load_config(write(named)).model == str(tmp_path / "resnet50")
+
+
 def test_a_path_may_begin_at_home(write, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     config = load_config(write({**GOOD, "images": {"source": "~/photos"}, "weights": "~/w.npz"}))
