@@ -281,9 +281,8 @@ class Network(Section):
 
     def arguments(self, folder: pathlib.Path) -> dict[str, Any]:
         """What `load_model` takes; paths count from `folder`."""
-        is_file = _is_file(self.model, folder)
         return {
-            "name": str(whole(self.model, folder)) if is_file else self.model,
+            "name": _located(self.model, folder),
             "weights": self.weights and whole(self.weights, folder),
             "input": self.input and self.input.model_dump(exclude_none=True),
         }
@@ -347,25 +346,24 @@ def _resolved(config: Config, folder: pathlib.Path) -> Config:
     """Paths in a config count from its own folder."""
     images = config.images
 
-    def found(path: str) -> str:
-        return str(whole(path, folder))
+    def found(path: str | None) -> str | None:
+        return None if path is None else str(whole(path, folder))
 
-    source = images.source if images.source == "samples" else found(images.source)
-    classes = None if images.classes is None else found(images.classes)
-    update = images.model_copy(update={"source": source, "classes": classes})
-    weights = None if config.weights is None else found(config.weights)
-    model = config.model
-    if model is not None and _is_file(model, folder):
-        model = found(model)
-    return config.model_copy(update={"images": update, "weights": weights, "model": model})
+    source = str(images.arguments(folder)["spec"])
+    update = images.model_copy(update={"source": source, "classes": found(images.classes)})
+    model = None if config.model is None else _located(config.model, folder)
+    return config.model_copy(
+        update={"images": update, "weights": found(config.weights), "model": model}
+    )
 
 
-def _is_file(model: str, folder: pathlib.Path) -> bool:
-    """Whether a model's name means a file or a folder, and not the zoo's or a hub's.
+def _located(model: str, folder: pathlib.Path) -> str:
+    """A model's name: the zoo's or a hub's, or the whole path of a file or a folder.
 
     A folder that happens to be called like a network, of its weights say, means nothing.
     """
-    if model.startswith("hf-hub:"):
-        return False
     stored = (folder / model / "recipe.json").is_file()  # as `save_folder` writes it
-    return "/" in model or model.lower().endswith(".onnx") or stored
+    is_file = "/" in model or model.lower().endswith(".onnx") or stored
+    if model.startswith("hf-hub:") or not is_file:
+        return model
+    return str(whole(model, folder))

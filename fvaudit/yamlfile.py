@@ -97,15 +97,16 @@ def parsed(text: str, source: str) -> dict[str, Any]:
 class _Once(yaml.SafeLoader):
     """Refuses a key that stands twice; YAML's own loader silently keeps the last."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys: list[Any] = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for at, key in enumerate(keys):
-            if key in keys[:at] and key != "<<":
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {key!r} stands twice",
-                    problem_mark=node.value[at][0].start_mark,
-                )
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        seen: set[str] = set()
+        for key in keys:
+            if key.value in seen and key.value != "<<":
+                problem = f"the key {key.value!r} stands twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen.add(key.value)
+        return node
 
 
 def problems(error: pydantic.ValidationError, section: type[Section], at: str = "") -> str:

@@ -5,7 +5,7 @@ import yaml
 
 from fvaudit.config import dump, load_config
 from fvaudit.records import AuditError
-from fvaudit.yamlfile import presets
+from fvaudit.yamlfile import parsed, presets
 
 
 GOOD = {
@@ -82,6 +82,8 @@ def test_what_yaml_itself_would_let_pass(write, text, message):
 def test_an_anchor_may_be_used_and_overridden(write):
     text = dump(load_config(write(GOOD))).replace("engine:", "engine: &e", 1)
     assert load_config(write(text, "anchored.yaml")) == load_config(write(GOOD))
+    nested = "x: {y: {a: &a {k: 1, l: 1}, b: &b {<<: *a, k: 2}}}\nc: {<<: *b, l: 3}"
+    assert parsed(nested, "text") == yaml.safe_load(nested)
 
 
 def test_a_list_of_lists_of_lists_is_not_written_out(write):

@@ -294,11 +294,12 @@ def test_an_npz_may_name_classes_and_groups(tmp_path):
     assert found.group.tolist() == [1, 0, 1, 2] and found.photographs == 3
 
 
-def test_without_labels_means_from_any_source(tmp_path, folder):
+def test_without_labels_means_from_any_source(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, images=RNG.integers(0, 256, (2, 16, 16, 3), np.uint8), labels=["no", "class"])
     for source in (path, "samples"):
         assert load_images(source, MODEL, labels=False, limit=2).labels is None
+    assert load_images("samples", MODEL, limit=2).labels is not None
 
 
 def _npz(path, **arrays):

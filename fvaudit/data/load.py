@@ -127,7 +127,7 @@ def load_images(
 
 def _photographs(
     spec: Any, names: Mapping[str, int], labelled: bool
-) -> tuple[list[_Photograph], list[int]]:
+) -> tuple[list[_Photograph], Sequence[int | str]]:
     """All photographs that a spec names, sorted by name, and the group of each."""
     if isinstance(spec, str) and spec == "samples":
         found = [
@@ -215,7 +215,7 @@ def _key(text: str) -> str:
 
 def _from_npz(
     path: pathlib.Path, names: Mapping[str, int], labelled: bool
-) -> tuple[list[_Photograph], list[int]]:
+) -> tuple[list[_Photograph], Sequence[int | str]]:
     arrays = npz.read(path)
     images, n = arrays["images"], len(arrays["images"])
     labels, group = arrays.get("labels"), arrays.get("group", np.arange(n))
@@ -227,7 +227,7 @@ def _from_npz(
         _Photograph(str(name), label, lambda image=image: npz.picture(image))
         for name, label, image in zip(ids, known, images, strict=True)
     ]
-    return found, [int(g) for g in np.unique(group, return_inverse=True)[1]]
+    return found, group.tolist()
 
 
 def _npz_labels(path: pathlib.Path, labels: np.ndarray, names: Mapping[str, int]) -> list[int]:
