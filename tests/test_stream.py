@@ -1,5 +1,7 @@
 """Images in blocks and steps: every row comes back, once, in order, whatever its neighbours."""
 
+import gc
+
 import jax
 import numpy as np
 import pytest
@@ -62,3 +64,20 @@ def test_an_image_has_the_same_bytes_in_any_company():
         alone = collect(model, images[list(some)], model.layers, metric="cosine")
         for layer in model.layers:
             np.testing.assert_array_equal(alone.vectors[layer], together.vectors[layer][list(some)])
+
+
+def test_python_looks_for_cycles_again_once_a_program_is_traced_or_failed():
+    seen = []
+
+    def noting(x):
+        seen.append(gc.isenabled())
+        return x
+
+    def failing(x):
+        raise ValueError("no")
+
+    x = np.ones((len(jax.local_devices()), 1), np.float32)
+    devices.on_every_device(noting, shared=0)(x)
+    with pytest.raises(ValueError, match="no"):
+        devices.on_every_device(failing, shared=0)(x)
+    assert seen == [False] and gc.isenabled()

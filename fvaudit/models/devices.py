@@ -9,10 +9,12 @@ Compiled programs are kept in the user's cache folder, so the next run starts in
 settings win: JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE.
 """
 
+import contextlib
 import ctypes
+import gc
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -84,9 +86,25 @@ def on_every_device(
         mapped = jax.shard_map(
             function, mesh=_mesh(), in_specs=specs, out_specs=rows, check_vma=False
         )
-        return mapped(*arguments)
+        with _no_collection():
+            return mapped(*arguments)
 
     return jax.jit(sharded, compiler_options=_compiler_options(brief))
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """While a program is traced, which makes a million objects and hardly a cycle.
+
+    Python looks for cycles whenever so many objects are new: a seventh of the time.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def replicated(tree: Any) -> Any:
