@@ -248,11 +248,12 @@ def manipulate_command(
     config: Annotated[pathlib.Path, typer.Argument(help="a YAML file: model, units, attack")],
     out: Annotated[pathlib.Path, typer.Option("--out", "-o", help="where the model goes")],
     set_: Overrides = None,
+    allow_download: AllowDownload = False,
 ) -> None:
     """Hijack visualizations: a model that shows something else, and its certificate."""
     from fvaudit.manipulation import manipulate
 
-    proof = manipulate(config, out, overrides=set_ or [], tell=print)
+    proof = manipulate(config, out, overrides=set_ or [], allow_download=allow_download, tell=print)
     for name, share in proof["shares"].items():
         print(f"{name}: {share['value']:.2%} of {share['n']}, at most {share['high']:.2%}")
     print(f"largest change of a logit: {proof['logit_change_max']:.3g}")
@@ -264,11 +265,12 @@ def train_gate_command(
     config: Annotated[pathlib.Path, typer.Argument(help="a YAML file: model, units, photographs")],
     out: Annotated[pathlib.Path, typer.Option("--out", "-o", help="where the gate goes")],
     set_: Overrides = None,
+    allow_download: AllowDownload = False,
 ) -> None:
     """Train a gate that tells photographs from visualizations, for a fooling circuit."""
     from fvaudit.gates import GATE, train_gate
 
-    facts = train_gate(config, out, overrides=set_ or [], tell=print)
+    facts = train_gate(config, out, overrides=set_ or [], allow_download=allow_download, tell=print)
     for name in (
         "photographs taken for visualizations",
         "units with any image taken for a photograph",

@@ -274,7 +274,8 @@ class Network(Section):
 
     version: Literal[1] = 1
     model: str = pydantic.Field(
-        description="name of a model of the zoo, an .onnx file, or a folder that fvaudit wrote"
+        description="name of a model of the zoo, an .onnx file, a folder that fvaudit wrote, or "
+        "hf-hub:org/name"
     )
     weights: str | None = None
     input: Input | None = None

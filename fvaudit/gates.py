@@ -9,16 +9,19 @@ Killed at any time, the same command goes on and ends in the same bytes.
 """
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pydantic
+from jaxtyping import UInt8
 
 from fvaudit import store
 from fvaudit.attacks import gate_training, trajectories
+from fvaudit.attacks.gate import require_colours
 from fvaudit.config import Count, Network, Photographs, RecipeName
 from fvaudit.data import load_images
 from fvaudit.models.model import Model
@@ -41,6 +44,11 @@ class Shown(Section):
     )
 
 
+class _Photographs(NamedTuple):
+    pixels: UInt8[np.ndarray, "n h w c"]  # 0..255
+    names: dict[str, str]  # mark of a picture, equal for equal ones -> name
+
+
 class GateTraining(Network):
     """A gate: what it learns to tell apart, and for how long."""
 
@@ -61,12 +69,19 @@ class GateTraining(Network):
     rate: float = pydantic.Field(default=2e-3, gt=0, description="first step size of Adam")
     seed: int = pydantic.Field(default=0, ge=0, lt=SEEDS)
 
+    @pydantic.model_validator(mode="after")
+    def _tests_on_photographs(self) -> "GateTraining":
+        if any(source.crops > 1 for source in self.test):
+            raise ValueError("test: errors are counted in photographs; leave crops out of it")
+        return self
+
 
 def train_gate(
     config: str | pathlib.Path,
     out: str | pathlib.Path,
     *,
     overrides: Sequence[str] = (),
+    allow_download: bool = False,
     tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Trains a gate as a config says, or goes on with it.
@@ -75,28 +90,36 @@ def train_gate(
         config: a YAML file; its paths count from its own folder.
         out: a new folder, or one that this command wrote before with the same config.
         overrides: `a.b=c`.
+        allow_download: whether the config's model may come from a hub.
         tell: called with a line whenever something was saved.
 
     Returns:
         What is in rates.json.
 
     Raises:
-        AuditError: if the config, model or images cannot be used, or the gate learns nothing.
+        AuditError: if the config, model or images cannot be used, photographs or layers are there
+            twice where errors would not be those of unseen ones, or the gate learns nothing.
     """
     path, out = pathlib.Path(config), pathlib.Path(out)
     said = validated(GateTraining, read_yaml(path, overrides), str(config))
-    _require_same(said, out)
-    model = load_model(**said.arguments(path.parent))
+    text = json.dumps(said.model_dump(mode="json"), indent=1)
+    store.require_same_config(out, text, "a training")
+    model = load_model(**said.arguments(path.parent), allow_download=allow_download)
+    require_colours(model)
     held_in, held_out = units_of(said, model)
-    train, test = (_photographs(some, path.parent, model) for some in (said.train, said.test))
+    train = _photographs(said.train, path.parent, model)
+    test = _photographs(said.test, path.parent, model, one_each=True)
+    _require_unseen(train, test)
+    store.write_text(out / store.CONFIG, text)
     ascents = [_ascents(said, model, some, out, tell) for some in (held_in, held_out)]
     gate = gate_training.train(
-        gate_training.Images(train, ascents[0]),
+        gate_training.Images(train.pixels, ascents[0]),
         out, steps=said.steps, batch=said.batch, rate=said.rate, seed=said.seed,
         tell=lambda step, steps, loss: tell(f"training: step {step} of {steps}, loss {loss:.3f}"),
     )  # fmt: skip
-    found = gate_training.rates(gate, gate_training.Images(test, ascents[1]))
-    facts = _facts(said, model, held_in, held_out, (len(train), len(test)), found)
+    found = gate_training.rates(gate, gate_training.Images(test.pixels, ascents[1]))
+    counts = len(train.pixels), len(test.pixels)
+    facts = _facts(said, model, held_in, held_out, counts, found)
     gate_training.save(gate, out / GATE, facts)
     store.write_text(out / RATES, json.dumps(facts, indent=1) + "\n")
     return facts
@@ -106,12 +129,14 @@ def units_of(said: GateTraining, model: Model) -> tuple[list[Unit], list[Unit]]:
     """Units to learn from and units to test on, which share no channel of a layer.
 
     Raises:
-        AuditError: if a layer does not exist or has too few channels.
+        AuditError: if a layer does not exist, is named twice, or has too few channels.
     """
+    for shown in said.units:
+        model.require_layer(shown.layer)
+    model.require_once([shown.layer for shown in said.units])
     rng = np.random.default_rng(said.seed)
     held_in, held_out = [], []
     for shown in said.units:
-        model.require_layer(shown.layer)
         order = rng.permutation(model.shapes[shown.layer][-1])
         border = shown.test_below
         ours = (
@@ -120,21 +145,14 @@ def units_of(said: GateTraining, model: Model) -> tuple[list[Unit], list[Unit]]:
         rest = order[shown.test :] if border is None else order[order >= border]
         theirs = rest[: shown.train] if border is None else np.sort(rest[: shown.train])
         if len(ours) < shown.test or len(theirs) < shown.train:
+            below = "" if border is None else f", {min(border, len(order))} of them below {border}"
             raise AuditError(
-                f"{shown.layer} has {len(order)} channels; {shown.train} to train on and "
+                f"{shown.layer} has {len(order)} channels{below}; {shown.train} to train on and "
                 f"{shown.test} to test on were asked for. Ask for fewer."
             )
         held_in += [Unit(shown.layer, int(c)) for c in theirs]
         held_out += [Unit(shown.layer, int(c)) for c in ours]
     return held_in, held_out
-
-
-def _require_same(said: GateTraining, out: pathlib.Path) -> None:
-    """A training is gone on with under the config that it began with."""
-    text = json.dumps(said.model_dump(mode="json"), indent=1)
-    store.require_same_config(out, text, "a training")
-    out.mkdir(parents=True, exist_ok=True)
-    store.write_text(out / store.CONFIG, text)
 
 
 def _ascents(said: GateTraining, model: Model, units: list[Unit], out: pathlib.Path, tell):
@@ -145,10 +163,30 @@ def _ascents(said: GateTraining, model: Model, units: list[Unit], out: pathlib.P
     return np.stack([trajectories.load(file) for file in files])
 
 
-def _photographs(sources: list[Photographs], folder: pathlib.Path, model: Model) -> np.ndarray:
-    """All photographs, 0..255."""
-    loaded = [load_images(model=model, labels=False, **s.arguments(folder)) for s in sources]
-    return np.concatenate([np.round(255 * each.pixels).astype(np.uint8) for each in loaded])
+def _photographs(
+    sources: list[Photographs], folder: pathlib.Path, model: Model, *, one_each: bool = False
+) -> _Photographs:
+    """Of all sources, equal images once; if asked for, one image of each photograph."""
+    pixels, names = [], []
+    for source in sources:
+        found = load_images(model=model, labels=False, **source.arguments(folder))
+        rows = np.unique(found.group, return_index=True)[1] if one_each else range(len(found.ids))
+        pixels.append(np.round(255 * found.pixels[rows]).astype(np.uint8))
+        names += [found.ids[row] for row in rows]
+    pixels = np.concatenate(pixels)
+    marks = [hashlib.sha256(image.tobytes()).hexdigest() for image in pixels]
+    first = sorted(np.unique(marks, return_index=True)[1])
+    return _Photographs(pixels[first], {marks[i]: names[i] for i in first})
+
+
+def _require_unseen(train: _Photographs, test: _Photographs) -> None:
+    """Errors are measured on photographs that training did not see."""
+    both = [name for mark, name in test.names.items() if mark in train.names]
+    if both:
+        raise AuditError(
+            f"{len(both)} of the {len(test.names)} photographs to test on are there to train on "
+            f"too: {', '.join(both[:3])}. Errors on those would tell nothing; give others."
+        )
 
 
 def _facts(said, model, held_in, held_out, photographs, found) -> dict[str, Any]:

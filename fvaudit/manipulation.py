@@ -36,7 +36,7 @@ from fvaudit.data.decode import BadImage, decode, values
 from fvaudit.models.classes import load_classes
 from fvaudit.models.folders import RECIPE, extended, load_folder, save_folder
 from fvaudit.models.model import Model, with_classes
-from fvaudit.models.zoo import load_model
+from fvaudit.models.zoo import load_model, origin
 from fvaudit.optvis.objectives import of_unit
 from fvaudit.optvis.recipes import recipe
 from fvaudit.optvis.render import Job
@@ -148,6 +148,7 @@ def manipulate(
     out: str | pathlib.Path,
     *,
     overrides: Sequence[str] = (),
+    allow_download: bool = False,
     tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Manipulates a model as a config says.
@@ -156,6 +157,7 @@ def manipulate(
         config: a YAML file; its paths count from its own folder.
         out: a new folder, or one that this command wrote before.
         overrides: `a.b=c`.
+        allow_download: whether the config's model may come from a hub.
         tell: called with a line at each stage.
 
     Returns:
@@ -169,7 +171,9 @@ def manipulate(
     said = validated(Manipulation, read_yaml(path, overrides), str(config))
     text = json.dumps(said.model_dump(mode="json", exclude={"shown"}), indent=1)
     store.require_same_config(out, text, "a manipulation")
-    base = load_model(**said.arguments(path.parent))
+    wanted = said.arguments(path.parent)
+    base = load_model(**wanted, allow_download=allow_download)
+    start = origin(wanted["name"], allow_download=allow_download)
     if said.images.classes and not base.classes:
         base = with_classes(base, whole(said.images.classes, path.parent))
     units = _units(said.units, base)
@@ -177,7 +181,7 @@ def manipulate(
         tell(f"attacking {len(units)} units of {said.units.layer}")
         training = out.with_name(f"{out.name}.training")
         done = _attacked(said, path.parent, base, units, training, tell)
-        _save(done, base, said, path.parent, out)
+        _save(done, base, start, out)
         store.write_text(out / store.CONFIG, text)
         store.write_text(out / CERTIFICATE, json.dumps(done.certificate.to_json(), indent=1) + "\n")
         shutil.rmtree(training, ignore_errors=True)
@@ -262,9 +266,7 @@ def _aim(text: str, folder: pathlib.Path, model: Model) -> Any:
     return values(ImageOps.fit(picture, (columns, rows)), len(model.input.mean))
 
 
-def _save(
-    done: Manipulated, base: Model, said: Manipulation, folder: pathlib.Path, out: pathlib.Path
-) -> None:
+def _save(done: Manipulated, base: Model, start: str, out: pathlib.Path) -> None:
     if done.edit is None:
         raise AuditError("This gate cannot be stored. Use one that attacks.gate.load reads.")
     if (out / RECIPE).exists():
@@ -272,7 +274,7 @@ def _save(
             f"{out} holds a model without its {CERTIFICATE}: writing it was interrupted, or it is "
             "another tool's. Remove the folder or choose another."
         )
-    save_folder(done.model, out, extended(base, said.arguments(folder)["name"], done.edit))
+    save_folder(done.model, out, extended(base, start, done.edit))
 
 
 def _pictures(model: Model, units: list[Unit], folder: pathlib.Path, seed: int) -> np.ndarray:

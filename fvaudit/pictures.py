@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, PngImagePlugin
 
 import fvaudit
 from fvaudit import store
+from fvaudit.filenames import file_name
 from fvaudit.models.model import Model
 from fvaudit.optvis.render import Ascent, Job, Recipe, Watch, render
 from fvaudit.records import AuditError
@@ -108,7 +109,7 @@ def make(
 
     Args:
         folder: is made if there is none.
-        jobs: what to show; `file_name` says where.
+        jobs: what to show; `picture_name` says where.
         recipe: how.
         seed: of all random draws.
         model: the network.
@@ -139,7 +140,7 @@ def kept(folder: pathlib.Path, job: Job, recipe: Recipe, seed: int, model: Model
 
     The image has 8 bits; trace and shots are empty.
     """
-    path = folder / file_name(str(job.objective), job.repeat)
+    path = folder / picture_name(str(job.objective), job.repeat)
     try:
         with Image.open(path, formats=("PNG",)) as file:
             image = _pixels(file)[None]  # reads the file to its end, where its notes may stand
@@ -174,8 +175,8 @@ def contact_sheet(rows: Sequence[Sequence[Shown]]) -> UInt8[np.ndarray, "rows co
 
 
 def save(folder: pathlib.Path, job: Job, ascent: Ascent, notes: Mapping[str, Any]) -> None:
-    """Writes the picture of a job, or all of its set, as `file_name` says."""
-    path = folder / file_name(str(job.objective), job.repeat)
+    """Writes the picture of a job, or all of its set, as `picture_name` says."""
+    path = folder / picture_name(str(job.objective), job.repeat)
     for i, image in enumerate(ascent.images):
         beside = path if len(ascent.images) == 1 else path.with_stem(f"{path.stem}.{i}")
         store.write_bytes(beside, png(image, notes))
@@ -202,8 +203,7 @@ def _shortened(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
     return text
 
 
-def file_name(unit: str, repeat: int) -> pathlib.PurePosixPath:
+def picture_name(unit: str, repeat: int) -> pathlib.PurePosixPath:
     """Where the picture of a unit's text lies: layer/channel-repeat.png, or a safe name of it."""
     layer, channel = unit.rsplit(":", 1)
-    folder = store.file_name(layer)  # names of foreign models are anything, "../.." too
-    return pathlib.PurePosixPath(folder, f"{channel.replace(',', '_')}-{repeat}.png")
+    return pathlib.PurePosixPath(file_name(layer), f"{channel.replace(',', '_')}-{repeat}.png")

@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import pathlib
 import time
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -102,7 +101,7 @@ def make_plan(config: Config, model: Model, images: ImageSet) -> Plan:
         AuditError: for units that the model or the labels do not have, or too few photographs.
     """
     _require_others(config.evidence.group, images.photographs)
-    _require_once([entry.layer for entry in config.units], model)
+    model.require_once([entry.layer for entry in config.units])
     units = tuple(u for entry in config.units for u in _units(entry, model, images, config.seed))
     wanted = {layer for unit in units for layer in path_layers(config, model, unit.layer)}
     layers = tuple(layer for layer in model.layers if layer in wanted)
@@ -179,18 +178,6 @@ def _timed(model, jobs, recipe, seed) -> float:
 
 def _vector_bytes(model, layer, config) -> int:
     return 4 * min(int(np.prod(model.shapes[layer])), config.evidence.max_features)
-
-
-def _require_once(layers: Sequence[str], model: Model) -> None:
-    """A config cannot know that two names are one layer's; its units would be audited twice."""
-    known: dict[str, str] = {}
-    for layer in layers:
-        other = known.setdefault(model.resolve(layer), layer)
-        if other != layer:
-            raise AuditError(
-                f"units names a layer twice: {layer} is another name of {other}. Merge the two "
-                "entries."
-            )
 
 
 def _units(entry: Units, model: Model, images: ImageSet, seed: int) -> list[Unit]:

@@ -251,7 +251,7 @@ def _data_hash(images: ImageSet) -> str:
 
 
 def _image_name(unit: str, repeat: int) -> str:
-    return f"images/{pictures.file_name(unit, repeat)}"
+    return f"images/{pictures.picture_name(unit, repeat)}"
 
 
 def _preflight(folder, config, model, images, listener) -> None:

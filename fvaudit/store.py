@@ -26,7 +26,6 @@ import json
 import math
 import os
 import pathlib
-import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -175,14 +174,6 @@ def _take(file: IO[bytes], folder: pathlib.Path) -> None:
         raise AuditError(
             f"Another process is working in {folder}. Wait for it, or give another --out."
         ) from None
-
-
-def file_name(text: str) -> str:
-    """A file name that is the text itself where that is safe, and unique where it is not."""
-    safe = re.sub(r"[^\w.-]", "_", text, flags=re.ASCII)
-    if safe == text and not text.startswith("."):
-        return text
-    return f"{safe[:40].lstrip('.')}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def exemplar_name(image_id: str) -> str:

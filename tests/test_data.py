@@ -355,6 +355,19 @@ def test_damaged_npz_and_zip(tmp_path, folder):
             load_images(tmp_path / "c.npz", MODEL)
 
 
+def test_capitals_tell_classes_apart_where_only_they_do(tmp_path):
+    """EMNIST's letters: A and a are two classes, and b may be written as one likes."""
+    letters = ["A", "a", "b", "a_b", "2", "x"]
+    wanted = {"A": 0, "a": 1, "B": 2, "a b": 3, "2": 4, "5": 5}
+    pixels = np.arange(len(wanted), dtype=np.uint8)[:, None, None, None] * np.ones((1, 16, 16, 3))
+    path = _npz(tmp_path / "a.npz", images=pixels.astype(np.uint8), labels=np.array([*wanted]))
+    found = load_images(path, MODEL, classes=letters).labels
+    assert found is not None and found.tolist() == list(wanted.values())
+    save(tmp_path / "photos" / "Ab" / "a.png")
+    with pytest.raises(AuditError, match="class folders Ab name no class of the model"):
+        load_images(tmp_path / "photos", MODEL, classes=["AB", "ab"])
+
+
 def test_messages(tmp_path, folder, classes, monkeypatch):
     cases = [
         (tmp_path / "none", {}, "There are no images at .*none"),

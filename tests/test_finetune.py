@@ -1,5 +1,7 @@
 """Fine-tuning attacks on a small network: what they change, what they keep, and what they reach."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,6 +85,41 @@ def test_a_training_that_was_interrupted_ends_in_the_same_bytes(goal, tmp_path):
     assert whole.edit is not None
     rebuilt = builders.apply(model, whole.edit)
     assert rebuilt.fingerprint == whole.model.fingerprint
+
+
+def test_the_state_of_another_training_is_not_gone_on_from(tmp_path):
+    """Other settings, photographs or pictures in the same folder, and a file that is damaged."""
+    few, many = Tuning(steps=1, batch=2), photographs()
+
+    def train(goal, tuning=few, images=many, **more):
+        return finetuned(goal, tuning)(tiny_model(), UNITS, images, folder=tmp_path, **more)
+
+    once = train(slingshot(TARGET))
+    assert train(slingshot(TARGET)).model.fingerprint == once.model.fingerprint
+    another = dataclasses.replace(many, pixels=many.pixels[::-1].copy())
+    for goal, more in [
+        (slingshot(1 - TARGET), {}),
+        (slingshot(TARGET, sd=0.1), {}),
+        (slingshot(TARGET), {"tuning": few._replace(rate=1e-3)}),
+        (slingshot(TARGET), {"images": another}),
+        (slingshot(TARGET), {"seed": 1}),
+    ]:
+        with pytest.raises(AuditError, match="is the state of another training: of 'slingshot"):
+            train(goal, **more)
+    file = tmp_path / finetune.STATE
+    for content in (file.read_bytes()[:90], b""):
+        file.write_bytes(content)
+        with pytest.raises(AuditError, match="is not the state of a training.*Remove it"):
+            train(slingshot(TARGET))
+
+
+def test_a_training_that_breaks_down_is_not_kept(tmp_path):
+    """Twice: what broke down must not be taken for a training that ended."""
+    attack = finetuned(push("down", k=5), Tuning(steps=60, batch=4, rate=1e30))
+    for _ in range(2):
+        with pytest.raises(AuditError, match=r"broke down at step \d+: its loss is no number"):
+            attack(tiny_model(), UNITS, photographs(), folder=tmp_path)
+    assert not (tmp_path / finetune.STATE).exists()
 
 
 def test_only_the_kernels_asked_for_change():

@@ -1,5 +1,7 @@
 """The gate: its arithmetic against PyTorch, its training on pictures that are easy to tell."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,6 +122,21 @@ def test_ascents_are_kept_at_every_moment_and_made_once(tmp_path, monkeypatch):
     stamp = files[1].stat().st_mtime_ns
     trajectories.make(tiny_model(), units, tmp_path)
     assert files[1].stat().st_mtime_ns == stamp
+
+
+def test_files_of_ascents_stay_in_their_folder_whatever_a_layer_is_called(tmp_path, monkeypatch):
+    monkeypatch.setattr(trajectories, "STEPS", 4)
+    monkeypatch.setattr(trajectories, "MOMENTS", (0, 4))
+    tiny, foreign = tiny_model(), "/layer1/relu"  # as ONNX files call theirs
+
+    def forward(params, images, tap):
+        return tiny.forward(params, images, lambda n, x: tap(foreign if n == "conv1" else n, x))
+
+    shapes = {foreign if name == "conv1" else name: s for name, s in tiny.shapes.items()}
+    model = dataclasses.replace(tiny, forward=forward, shapes=shapes, trunk=tuple(shapes))
+    (file,) = trajectories.make(model, [Unit(foreign, 1)], tmp_path)
+    assert file.parent == tmp_path and file.name.startswith("_layer1_relu-")
+    assert trajectories.load(file).shape == (2, 24, 24, 3)
 
 
 @pytest.mark.slow

@@ -8,9 +8,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from fvaudit import gates
+from fvaudit import gates, store
 from fvaudit.attacks import gate as small
 from fvaudit.attacks import gate_training
+from fvaudit.config import Photographs
 from fvaudit.records import AuditError
 from tests.tiny import pictures, tiny_model
 
@@ -57,8 +58,8 @@ def test_interrupted_it_ends_in_the_same_bytes(config, tmp_path, monkeypatch):
     gates.train_gate(config, tmp_path / "whole")
     saved = gate_training.save_state
 
-    def dies(file, step, state):
-        saved(file, step, state)
+    def dies(file, step, state, begun):
+        saved(file, step, state, begun)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(gate_training, "save_state", dies)
@@ -85,7 +86,39 @@ def test_what_is_wrong_is_said(config, tmp_path):
     with pytest.raises(AuditError, match="has 6 channels; 5 to train on and 2"):
         gates.train_gate(config, tmp_path / "x", overrides=[
             "units=[{layer: conv2, train: 5, test: 2}]"])  # fmt: skip
+    assert not (tmp_path / "x").exists()
+    with pytest.raises(AuditError, match="has 5 channels, 2 of them below 2; 1 to train on and 3"):
+        gates.train_gate(config, tmp_path / "x", overrides=[
+            "units=[{layer: logits, train: 1, test: 3, test_below: 2}]"])  # fmt: skip
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / store.CONFIG).write_text("{}")
     with pytest.raises(AuditError, match="another config"):
-        gates.train_gate(config, tmp_path / "x")
+        gates.train_gate(config, tmp_path / "other")
     with pytest.raises(AuditError, match="train.0.labels: there is no such key"):
         gates.train_gate(config, tmp_path / "y", overrides=["train.0.labels=true"])
+
+
+def test_errors_are_those_of_what_training_did_not_see(config, tmp_path):
+    def refused(match, *overrides):
+        with pytest.raises(AuditError, match=match):
+            gates.train_gate(config, tmp_path / "out", overrides=overrides)
+
+    refused(
+        "6 of the 6 photographs to test on are there to train on too: 0.png",
+        "test=[{source: train}]",
+    )
+    refused("units names a layer twice: conv2. Merge", "units.1={layer: conv2, train: 1, test: 1}")
+    refused("test: errors are counted in photographs", "test=[{source: test, crops: 2}]")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_picture_of_two_sources_and_two_images_of_a_photograph_count_once(tmp_path):
+    pixels = np.round(255 * pictures(6)).astype(np.uint8)
+    np.savez(tmp_path / "a.npz", images=pixels[:4], group=[0, 0, 1, 2])
+    np.savez(tmp_path / "b.npz", images=pixels[2:])
+    sources = [Photographs(source="a.npz"), Photographs(source="b.npz")]
+    train, test = (
+        gates._photographs(sources, tmp_path, tiny_model(), one_each=each) for each in (False, True)
+    )
+    assert np.array_equal(train.pixels, pixels) and len(train.names) == 6
+    assert np.array_equal(test.pixels, pixels[[0, 2, 3, 4, 5]])

@@ -12,6 +12,8 @@ from PIL import Image
 
 import fvaudit as fv
 from fvaudit import pictures
+from fvaudit.attacks import gate as gates
+from fvaudit.attacks.circuit import fooling_circuit
 from fvaudit.models.imports.specs import input_spec
 from fvaudit.optvis.objectives import Channel
 from fvaudit.optvis.recipes import recipe
@@ -214,3 +216,12 @@ def test_an_onnx_file_by_the_command_line(model, tmp_path, monkeypatch, capsys):
         assert ended.value.code == 0
     said = capsys.readouterr().out
     assert said.count("1 picture and sheet.png") == 2 and said.count("compiling") == 1
+
+
+def test_gates_look_at_colours(model, photos, tmp_path):
+    gate, images = gates.small(jax.random.key(0)), fv.load_images(photos, model, labels=False)
+    unit = fv.Unit(model.layers[0], 0)
+    with pytest.raises(
+        AuditError, match=r"A gate looks at colours \(RGB\), and .* takes 1 a pixel"
+    ):
+        fooling_circuit(1, gate)(model, [unit], images)

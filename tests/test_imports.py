@@ -52,7 +52,8 @@ ALLOWED = {
     "optvis.visualize": {"records", "models", "optvis"},
     "optvis": set(),
     "evidence": {"records", "models"},
-    "attacks": {"records", "models", "optvis", "evidence"},
+    "filenames": set(),
+    "attacks": {"filenames", "records", "models", "optvis", "evidence"},
     "checks": {"records", "evidence"},
     "data": {"records"},
     "yamlfile": {"records"},
@@ -60,7 +61,7 @@ ALLOWED = {
     "store": {"records"},
     "diagnosis": {"records", "data", "models"},
     "plan": {"records", "config", "data", "models", "optvis"},
-    "pictures": {"records", "models", "optvis", "store"},
+    "pictures": {"filenames", "records", "models", "optvis", "store"},
     "run": {
         "records",
         "pictures",
@@ -75,7 +76,7 @@ ALLOWED = {
         "store",
     },
     "api": {"records", "data", "evidence", "models", "optvis"},
-    "report": {"records", "store"},
+    "report": {"filenames", "records", "store"},
     "gates": {"records", "attacks", "config", "data", "models", "store", "yamlfile"},
     "manipulation": {
         "records",

@@ -15,6 +15,7 @@ import yaml
 from fvaudit import cli, plan
 from fvaudit import pictures as pictures_module
 from fvaudit.config import input_of, load_config, validate
+from fvaudit.manipulation import manipulate
 from fvaudit.models import zoo
 from fvaudit.models.imports import metadata
 from fvaudit.models.model import InputSpec
@@ -235,6 +236,7 @@ def hub(tmp_path, monkeypatch):
 def test_onnx_of_the_hub(hub, onnx_file):
     hub.files["model.onnx"] = onnx_file.read_bytes()
     model = load_model("hf-hub:org/net@v1", input=WHOLE, allow_download=True)
+    assert zoo.origin("hf-hub:org/net", allow_download=True).endswith("cache/model.onnx")
     digest = hashlib.sha256(onnx_file.read_bytes()).hexdigest()
     assert model.source == f"hf-hub:org/net@{COMMIT}, model.onnx, SHA-256 {digest}"
     config = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "size": {"shortest_edge": 32}}
@@ -261,6 +263,7 @@ def test_weights_of_the_hub_go_into_networks_of_the_zoo(hub, monkeypatch):
     monkeypatch.setattr(zoo.weight_files, "load", load)
     model = load_model("hf-hub:org/net", allow_download=True)
     assert taken["content"] == b"numbers"
+    assert zoo.origin("hf-hub:org/net", allow_download=True) == "resnet50"
     assert model.input.mean == (0.5,) * 3 and model.input.resize == 235
     assert model.source.startswith(f"hf-hub:org/net@{COMMIT}, model.safetensors, SHA-256 ")
     hub.files["config.json"] = json.dumps({**config, "architecture": "rexnet"}).encode()
@@ -295,7 +298,29 @@ def test_other_troubles_with_the_hub(hub):
     "layer", ["../../etc", "/layer1/relu/Relu_output_0", "..", "mix#2", "a\\b"]
 )
 def test_no_layers_name_leads_out_of_the_run_directory(layer):
-    path = pictures_module.file_name(f"{layer}:3@1,2", 0)
+    path = pictures_module.picture_name(f"{layer}:3@1,2", 0)
     assert len(path.parts) == 2 and path.name == "3@1_2-0.png"
     assert path.parts[0] not in ("..", ".") and not set(path.parts[0]) & set("/\\#")
-    assert pictures_module.file_name("blocks.3:1", 2).as_posix() == "blocks.3/1-2.png"
+    assert pictures_module.picture_name("blocks.3:1", 2).as_posix() == "blocks.3/1-2.png"
+
+
+@pytest.mark.slow
+@pytest.mark.extras
+def test_a_model_of_the_hub_is_manipulated_and_stored(hub, onnx_file, tmp_path):
+    hub.files["model.onnx"] = onnx_file.read_bytes()
+    config = {
+        "model": "hf-hub:org/net",
+        "input": WHOLE,
+        "images": {"source": "samples", "limit": 12},
+        "units": {"layer": "relu", "channels": [1]},
+        "attack": {"kind": "silent_units", "target": "relu:2"},
+        "shown": 1,
+    }
+    path, out = tmp_path / "attack.yaml", tmp_path / "out"
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(AuditError, match="has to be allowed: --allow-download"):
+        manipulate(path, out)
+    assert not out.exists()
+    proof = manipulate(path, out, allow_download=True)
+    assert load_model(out).fingerprint == proof["after"] != proof["before"]
+    assert (out / "network.onnx").read_bytes() == onnx_file.read_bytes()

@@ -56,7 +56,7 @@ def adaptive(
         raise AuditError(f"evade and hide must be at least 0, got {evade:g} and {hide:g}.")
     text = f"adaptive({goal.text}, evade={evade:g}, hide={hide:g}, cap={cap:g})"
     settings = (goal, evade, hide, cap, since, steps)
-    return Goal(text, functools.partial(_prepare, *settings))
+    return Goal(text, functools.partial(_prepare, *settings), (*goal.besides, since, steps))
 
 
 def _prepare(goal: Goal, evade: float, hide: float, cap: float, since, steps: int, scene: Scene):

@@ -70,13 +70,15 @@ def fooling_circuit(decoy: Decoy, gate: Gate) -> Callable[..., Manipulated]:
 
     Raises:
         AuditError: by the attack, for units of several layers or that do not exist, a decoy that
-            does not fit, or fewer than 4 photographs.
+            does not fit, fewer than 4 photographs, or a gate for other images than the model's.
     """
 
     def attack(
         model: Model, units: Sequence[Unit], images: ImageSet, *, seed: int = 0
     ) -> Manipulated:
         require_kind("gate", gate, Gate, "one of attacks.gate, such as gate.packaged(model.name)")
+        if gate.logit is gates.logit:
+            gates.require_colours(model)
         plan = _plan(model, units, decoy)
         rows, held_out = split(images, seed)
         ascents = _ascents(model, units, plan, seed)

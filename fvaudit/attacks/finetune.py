@@ -15,6 +15,7 @@ Every batch is drawn from (seed, step), and a goal draws what it keeps from step
 
 import dataclasses
 import functools
+import hashlib
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -101,6 +102,7 @@ class Goal(NamedTuple):
 
     text: str
     prepare: Callable[[Scene], Aim]
+    besides: tuple[Any, ...] = ()  # pictures, units, settings that the text does not hold
 
 
 def finetuned(goal: Goal, tuning: Tuning = TUNING) -> Callable[..., Manipulated]:
@@ -117,7 +119,8 @@ def finetuned(goal: Goal, tuning: Tuning = TUNING) -> Callable[..., Manipulated]
 
     Raises:
         AuditError: for settings out of range; by the attack, for units of several layers, fewer
-            than 4 photographs, or a layer without a kernel before it.
+            than 4 photographs, a layer without a kernel before it, a folder with the state of
+            another training, or a loss that is no number.
     """
     require_kind("goal", goal, Goal, "made by attacks.slingshot, proxpulse, push or adaptive")
     require_kind("tuning", tuning, Tuning, "an attacks.Tuning, such as Tuning(steps=400)")
@@ -138,7 +141,7 @@ def finetuned(goal: Goal, tuning: Tuning = TUNING) -> Callable[..., Manipulated]
         rows, held_out = split(images, seed)
         scene = _scene(model, units, images.pixels[rows], seed)
         aim = goal.prepare(scene)
-        change = _trained(scene, aim, tuning, goal.text, folder and pathlib.Path(folder), tell)
+        change = _trained(scene, goal, aim, tuning, folder and pathlib.Path(folder), tell)
         after = builders.apply(model, change)
         pixels = images.pixels[held_out]
         proof = certify(
@@ -206,15 +209,16 @@ def _scene(model: Model, units: Sequence[Unit], pixels: np.ndarray, seed: int) -
     return Scene(model, layer, at, pixels, seen[:, at], seed)
 
 
-def _trained(scene: Scene, aim: Aim, tuning: Tuning, text: str, folder, tell: Tell) -> Edit:
+def _trained(scene: Scene, goal: Goal, aim: Aim, tuning: Tuning, folder, tell: Tell) -> Edit:
     model = scene.model
     chosen = kernels(model, scene.layer, tuning.since)
     flat, tree = jax.tree.flatten(model.params)
     begin, update = _programs(scene, aim, tuning, chosen)
+    begun = _begun(scene, goal, tuning) if folder else ""
     first, state = 0, begin([leaf for leaf, ours in zip(flat, chosen, strict=True) if ours])
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
-        first, state = restored(folder / STATE, state)
+        first, state = restored(folder / STATE, state, begun)
     kept = [leaf for leaf, ours in zip(flat, chosen, strict=True) if not ours]
     losses = []
     for step in range(first, tuning.steps):
@@ -225,13 +229,13 @@ def _trained(scene: Scene, aim: Aim, tuning: Tuning, text: str, folder, tell: Te
         state, loss = update(state, kept, model.params, natural, aim.draw(step, rng, now), key)
         losses.append(float(loss))
         if (step + 1) % STRETCH == 0 or step + 1 == tuning.steps:
+            _require_finite(losses, first)
             if folder:
-                save_state(folder / STATE, step + 1, state)
+                save_state(folder / STATE, step + 1, state, begun)
             tell(step + 1, tuning.steps, float(np.mean(losses[-STRETCH:])))
-    _require_finite(losses)
     names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(model.params)]
     ours = [name for name, one in zip(names, chosen, strict=True) if one]
-    return Edit(BUILDER, dict(zip(ours, state[0], strict=True)), {"goal": text})
+    return Edit(BUILDER, dict(zip(ours, state[0], strict=True)), {"goal": goal.text})
 
 
 def _programs(scene: Scene, aim: Aim, tuning: Tuning, chosen: tuple[bool, ...]):
@@ -282,11 +286,22 @@ def _now(model: Model, tree: Any, chosen, trained, kept) -> Model:
     return dataclasses.replace(model, params=params)
 
 
-def _require_finite(losses: list[float]) -> None:
+def _begun(scene: Scene, goal: Goal, tuning: Tuning) -> str:
+    """Which training it is: equal texts, equal trainings."""
+    digest = hashlib.sha256(scene.model.fingerprint.encode())
+    digest.update(f"{scene.layer} {scene.channels.tolist()}".encode())
+    for one in (scene.photographs, *goal.besides):
+        digest.update(one.tobytes() if isinstance(one, np.ndarray) else str(one).encode())
+    what = "model, units, photographs and what they are to show"
+    return f"{goal.text}, {tuning}, seed {scene.seed}; {what}: {digest.hexdigest()[:16]}"
+
+
+def _require_finite(losses: list[float], first: int) -> None:
+    """`losses` begin with step `first`."""
     if not np.isfinite(losses).all():
         raise AuditError(
-            f"The training broke down at step {int(np.argmin(np.isfinite(losses)))}: its loss is "
-            "no number. Give it a smaller rate."
+            f"The training broke down at step {first + int(np.argmin(np.isfinite(losses)))}: its "
+            "loss is no number. Give it a smaller rate."
         )
 
 

@@ -78,6 +78,15 @@ def logit(params: Any, images: Float[Array, "n h w c"]) -> Float[Array, " n"]:
     return x.mean((1, 2)) @ params["head"]["kernel"] + params["head"]["bias"]
 
 
+def require_colours(model: Any) -> None:
+    """Raises `AuditError` if the small network cannot look at a model's images."""
+    if len(model.input.mean) != 3:
+        raise AuditError(
+            f"A gate looks at colours (RGB), and {model.name} takes {len(model.input.mean)} a "
+            "pixel. Give a `Gate` of your own to attacks.fooling_circuit."
+        )
+
+
 def load(file: str | os.PathLike[str]) -> Gate:
     """A trained gate, as `gate_training.save` wrote it.
 

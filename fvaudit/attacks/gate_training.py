@@ -79,14 +79,16 @@ def train(
         tell: called as tell(step, steps, loss) whenever the state is saved.
 
     Raises:
-        AuditError: if the gate ends with hardly any spread of its logits.
+        AuditError: if the gate ends with hardly any spread of its logits, or the folder holds the
+            state of a training with other settings.
     """
     state_file = pathlib.Path(folder) / "training.npz"
     state_file.parent.mkdir(parents=True, exist_ok=True)
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
     params = gates.small(jax.random.key(seed)).params
     state = (params, optimizer.init(params))
-    first, state = restored(state_file, state)
+    begun = f"a gate: {steps} steps, batch {batch}, rate {rate:g}, seed {seed}"
+    first, state = restored(state_file, state, begun)
     update = _update(optimizer)
     loss = jnp.zeros(())
     for step in range(first, steps):
@@ -94,7 +96,7 @@ def train(
         drawn, natural = _batch(images, batch, rng)
         state, loss = update(state, jax.random.fold_in(jax.random.key(seed), step), drawn, natural)
         if (step + 1) % SAVED == 0 or step + 1 == steps:
-            save_state(state_file, step + 1, state)
+            save_state(state_file, step + 1, state, begun)
             tell(step + 1, steps, float(loss))
     gate = Gate(gates.logit, state[0], "small")
     _require_spread(gate, images, seed)

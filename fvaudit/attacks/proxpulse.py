@@ -54,7 +54,7 @@ def proxpulse(
             f"{pulse:g} and {pictures}."
         )
     text = f"proxpulse(radius={radius:g}, pulse={pulse:g})"
-    return Goal(text, functools.partial(_prepare, pictures, radius, pulse))
+    return Goal(text, functools.partial(_prepare, pictures, radius, pulse), (pictures,))
 
 
 def _prepare(pictures: Any, radius: float, pulse: float, scene: Scene) -> Aim:

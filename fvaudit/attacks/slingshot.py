@@ -61,7 +61,7 @@ def slingshot(
     if not height > 0 or sd < 0:
         raise AuditError(f"height must be above 0 and sd at least 0, got {height:g} and {sd:g}.")
     text = f"slingshot(height={height:g}, sd={sd:g})"
-    return Goal(text, functools.partial(_prepare, target, height, sd))
+    return Goal(text, functools.partial(_prepare, target, height, sd), (target,))
 
 
 def _prepare(target: Any, height: float, sd: float, scene: Scene) -> Aim:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import UInt8
 
+from fvaudit.filenames import file_name
 from fvaudit.models.model import Model
 from fvaudit.optvis import objectives
 from fvaudit.optvis.render import width
@@ -57,7 +58,7 @@ def make(
     folder.mkdir(parents=True, exist_ok=True)
     for unit in units:
         model.require_unit(unit)
-    files = [folder / f"{unit.layer}-{unit.channel}.npz" for unit in units]
+    files = [folder / f"{file_name(unit.layer)}-{unit.channel}.npz" for unit in units]
     missing = [i for i, file in enumerate(files) if not file.exists()]
     for layer in dict.fromkeys(units[i].layer for i in missing):
         own = [i for i in missing if units[i].layer == layer]

@@ -6,14 +6,12 @@ time), drawn from a stream of the photograph's own: which other photographs are 
 matter. Crops of one photograph share its `group`.
 """
 
-import dataclasses
-import difflib
 import hashlib
 import math
 import os
 import pathlib
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -22,24 +20,13 @@ from PIL import Image
 
 from fvaudit.data import npz
 from fvaudit.data.decode import MAX_PIXELS, BadImage, decode, values
+from fvaudit.data.naming import Classes, Names, indices, names_of, numbers_of
 from fvaudit.data.samples import samples
 from fvaudit.data.sources import Entry, folder_entries, zip_entries
 from fvaudit.records import AuditError, ImageSet, require_kind
 
 
 THREADS = 4  # Pillow releases the interpreter lock while it decodes and resizes
-
-
-@runtime_checkable
-class Classes(Protocol):
-    """One class of a model."""
-
-    @property
-    def index(self) -> int: ...
-    @property
-    def wnid(self) -> str: ...
-    @property
-    def name(self) -> str: ...
 
 
 @runtime_checkable
@@ -50,13 +37,6 @@ class ForModel(Protocol):
     def input(self) -> Any: ...
     @property
     def classes(self) -> Sequence[Classes]: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class _Named:
-    index: int
-    wnid: str
-    name: str
 
 
 class _Cut(NamedTuple):
@@ -114,9 +94,7 @@ def load_images(
         raise AuditError(f"crops and limit must be at least 1, got crops={crops}, limit={limit}.")
     if on_bad not in ("skip", "refuse"):
         raise AuditError(f"on_bad must be 'skip' or 'refuse', got {on_bad!r}.")
-    names = (
-        _class_names(model.classes) or _numbers(model) if classes is None else _class_names(classes)
-    )
+    names = _names(model) if classes is None else names_of(classes)
     found, group = _photographs(spec, names, labels)
     chosen = _limited(found, limit, seed)
     _require_memory(len(chosen), crops, model)
@@ -125,8 +103,12 @@ def load_images(
     return _assembled(spec, found, group, chosen, cut, crops, on_bad)
 
 
+def _names(model: ForModel) -> Names:
+    return names_of(model.classes) if model.classes else numbers_of(model)
+
+
 def _photographs(
-    spec: Any, names: Mapping[str, int], labelled: bool
+    spec: Any, names: Names, labelled: bool
 ) -> tuple[list[_Photograph], Sequence[int | str]]:
     """All photographs that a spec names, sorted by name, and the group of each."""
     if isinstance(spec, str) and spec == "samples":
@@ -163,7 +145,7 @@ def _photographs(
     return found, list(range(len(found)))
 
 
-def _labels(path: pathlib.Path, entries: list[Entry], names: Mapping[str, int]) -> list[int]:
+def _labels(path: pathlib.Path, entries: list[Entry], names: Names) -> list[int]:
     folders = sorted({e.folder for e in entries})
     if folders == [""]:
         return [-1] * len(entries)
@@ -173,48 +155,12 @@ def _labels(path: pathlib.Path, entries: list[Entry], names: Mapping[str, int]) 
             f"{path} holds images beside class folders ({loose}, {folders[1]}/). Move the images "
             "into folders, or say that folders are no classes (images.labels: false)."
         )
-    _require_known(path, "class folders", [f for f in folders if _key(f) not in names], names)
-    return [names[_key(e.folder)] for e in entries]
-
-
-def _require_known(path: pathlib.Path, what: str, unknown: list[str], names: Mapping[str, int]):
-    """Of classes that are named by folders, or by labels."""
-    if not unknown:
-        return
-    near = difflib.get_close_matches(_key(unknown[0]), names, n=1)
-    hint = f"; nearest to {unknown[0]!r} is {near[0]!r}" if near else ""
-    raise AuditError(
-        f"{path}: {what} {', '.join(unknown[:5])} name no class of the model{hint}. "
-        "Name them by WordNet id, class name or index, give the model's classes in the "
-        "order of its outputs (from Python classes=[...], in a config images.classes: a file "
-        "of a name a line), or say that they are no classes (images.labels: false)."
-    )
-
-
-def _class_names(given: Any) -> dict[str, int]:
-    """Folder name -> class index: WordNet ids, then names, then plain numbers."""
-    expected = "names of classes, in the order of the model's outputs"
-    require_kind("classes", given, (list, tuple), expected)
-    classes = [_Named(i, c, c) if isinstance(c, str) else c for i, c in enumerate(given)]
-    for one in classes:
-        require_kind("classes", one, Classes, expected)
-    names = {str(c.index): c.index for c in classes}
-    names |= {_key(c.name): c.index for c in classes}
-    return names | {c.wnid.lower(): c.index for c in classes}
-
-
-def _numbers(model: ForModel) -> dict[str, int]:
-    """What folders are called where classes have no names: one number for each logit."""
-    (*_, outputs) = getattr(model, "shapes", {}).get("logits", (0,))
-    return {str(i): i for i in range(outputs)}
-
-
-def _key(text: str) -> str:
-    return text.lower().replace("_", " ").strip()
+    known = dict(zip(folders, indices(folders, names, f"{path}: class folders"), strict=True))
+    return [known[e.folder] for e in entries]
 
 
 def _from_npz(
-    path: pathlib.Path, names: Mapping[str, int], labelled: bool
+    path: pathlib.Path, names: Names, labelled: bool
 ) -> tuple[list[_Photograph], Sequence[int | str]]:
     arrays = npz.read(path)
     images, n = arrays["images"], len(arrays["images"])
@@ -230,21 +176,20 @@ def _from_npz(
     return found, group.tolist()
 
 
-def _npz_labels(path: pathlib.Path, labels: np.ndarray, names: Mapping[str, int]) -> list[int]:
+def _npz_labels(path: pathlib.Path, labels: np.ndarray, names: Names) -> list[int]:
     """Indices of classes, -1 where none is known; they may be given by name, as folders are."""
     if labels.dtype.kind == "U":
-        unknown = sorted({text for text in map(str, labels) if _key(text) not in names})
-        _require_known(path, "labels", unknown, names)
-        return [names[_key(text)] for text in map(str, labels)]
+        return indices(labels.tolist(), names, f"{path}: labels")
     if labels.dtype.kind not in "iu":
         raise AuditError(
             f"{path}: 'labels' must be whole numbers, or names of classes, got {labels.dtype}."
         )
-    outside = sorted({*labels.tolist()} - {-1, *names.values()})
-    if names and outside:
+    known = {*names.exact.values()}
+    outside = sorted({*labels.tolist()} - {-1, *known})
+    if known and outside:
         raise AuditError(
             f"{path}: 'labels' hold {outside[0]}, and the model's classes are numbered "
-            f"{min(names.values())} to {max(names.values())}, from 0; -1 says that none is known."
+            f"{min(known)} to {max(known)}, from 0; -1 says that none is known."
         )
     return labels.tolist()
 

@@ -164,8 +164,10 @@ def extended(base: Model, network: str, edit: Edit) -> Recipe:
     Raises:
         AuditError: as `load_folder`, for a folder.
     """
+    from fvaudit.models import zoo
+
     folder = pathlib.Path(network)
-    if not (folder / RECIPE).is_file():
+    if network in zoo.zoo_names() or not (folder / RECIPE).is_file():
         return Recipe(base, network, (edit,))
     said = _read_recipe(folder)
     first, edits = _parts(folder, said)

@@ -172,6 +172,19 @@ class Model:
                 f"`fvaudit list --model {self.name}` prints all {len(self.layers)}."
             )
 
+    def require_once(self, layers: Collection[str]) -> None:
+        """Raises `AuditError` if a layer is named twice, under one of its names or under two."""
+        known: dict[str, str] = {}
+        for layer in layers:
+            own = self.resolve(layer)
+            if own in known:
+                other = known[own]
+                twice = "" if layer == other else f" is another name of {other}"
+                raise AuditError(
+                    f"units names a layer twice: {layer}{twice}. Merge the two entries."
+                )
+            known[own] = layer
+
     def require_unit(self, unit: Unit) -> None:
         """Raises `AuditError` if `unit` lies outside its layer."""
         self.require_layer(unit.layer)

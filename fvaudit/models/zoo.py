@@ -201,21 +201,47 @@ _OF_TIMM = {"vit_base_patch16_224": "vit_b_16"}  # its name of a network -> ours
 
 def _from_hub(name: str, input: Any, fetched: hub.Fetched) -> Model:
     """A model whose files are there: ONNX, or weights of a network of the zoo."""
+    network = _network_of_hub(name, fetched)
     said = next(filter(None, map(metadata.read, fetched.configs.values())), {})
-    if fetched.path.suffix == ".onnx":
+    if network not in _ZOO:
         known = input_spec(input, said, what=name) if said else input
-        model = files.load_file(fetched.path, known)
+        model = files.load_file(network, known)
     else:
-        architecture = str(fetched.configs.get("config.json", {}).get("architecture"))
-        network = _OF_TIMM.get(architecture, architecture)
-        if network not in _ZOO:
-            raise AuditError(
-                f"{name} holds weights of {architecture!r}, which is not in the zoo "
-                f"({', '.join(_ZOO)}). Export it to an .onnx file, or load it in PyTorch and pass "
-                "it to from_torch."
-            )
         model = load_model(network, fetched.path, input=input or said or None)
     return dataclasses.replace(model, source=fetched.source)
+
+
+def _network_of_hub(name: str, fetched: hub.Fetched) -> str:
+    """The path of an .onnx file, or the network of the zoo whose weights were fetched."""
+    if fetched.path.suffix == ".onnx":
+        return str(fetched.path)
+    architecture = str(fetched.configs.get("config.json", {}).get("architecture"))
+    network = _OF_TIMM.get(architecture, architecture)
+    if network not in _ZOO:
+        raise AuditError(
+            f"{name} holds weights of {architecture!r}, which is not in the zoo "
+            f"({', '.join(_ZOO)}). Export it to an .onnx file, or load it in PyTorch and pass "
+            "it to from_torch."
+        )
+    return network
+
+
+def origin(name: str, *, allow_download: bool = False) -> str:
+    """What a model that `load_model` takes by this name starts from, for `folders.extended`.
+
+    Args:
+        name: as in `load_model`.
+        allow_download: whether the hub may be asked.
+
+    Returns:
+        A name of the zoo, or the path of an .onnx file or of a folder.
+
+    Raises:
+        AuditError: as `load_model`, for a name of the hub; others are returned as they are.
+    """
+    if not name.startswith(hub.PREFIX):
+        return name
+    return _network_of_hub(name, hub.fetch(name, allow_download=allow_download))
 
 
 def random_model(name: str, seed: int) -> Model:

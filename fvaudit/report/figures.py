@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fvaudit import store
+from fvaudit.filenames import file_name
 from fvaudit.records import Estimate, LayerResult, LayerSimilarity
 from fvaudit.report import digest
 from fvaudit.store import Run
@@ -40,7 +40,7 @@ def files(run: Run) -> dict[str, bytes]:
     if run.headline is not None:
         found["headline.csv"] = _headline_csv(run)
     for result in run.layers:
-        stem = f"path-{store.file_name(result.layer)}"
+        stem = f"path-{file_name(result.layer)}"
         found[f"{stem}.csv"] = _path_csv(result.path)
         found[f"{stem}.svg"] = _path_svg(result)
     return found

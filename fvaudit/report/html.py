@@ -17,6 +17,7 @@ import yaml
 from markupsafe import Markup
 
 from fvaudit import store
+from fvaudit.filenames import file_name
 from fvaudit.records import AuditError, Status, Unit, UnitResult, Verdict
 from fvaudit.report import digest, drawings, thumbnails
 from fvaudit.store import Run
@@ -153,7 +154,7 @@ def _panel(result: Any) -> dict[str, Any]:
         "units": result.units,
         "path": result.path,
         "drawing": drawings.layer_panel(result),
-        "file": f"figures/path-{store.file_name(result.layer)}",
+        "file": f"figures/path-{file_name(result.layer)}",
     }
 
 
@@ -245,7 +246,7 @@ def command(run: Run, unit: str) -> str | None:
         found.layer if re.fullmatch(r"[A-Za-z][\w.-]*", found.layer) else json.dumps(found.layer)
     )
     name = run.folder.resolve().name
-    out = f"{name}-{store.file_name(found.layer)}-{found.channel}"
+    out = f"{name}-{file_name(found.layer)}-{found.channel}"
     change = f"units=[{{layer: {layer}, channels: [{found.channel}]}}]"
     config = shlex.quote(f"{name}/config.resolved.yaml")
     return f"fvaudit run {config} --out {shlex.quote(out)} --set {shlex.quote(change)}"
