@@ -1,13 +1,15 @@
 """One image at a time, as a user would wait for it; run as a process of its own by wall.py.
 
     python reached.py lucent LAYER CHANNEL STEPS SEED FILE.npy
+    python reached.py shipped LAYER CHANNEL STEPS SEED FILE.npy
     python reached.py ours LAYER CHANNEL,CHANNEL STEPS SEED FOLDER
     python reached.py stages LAYER CHANNEL STEPS SEED FOLDER
 
 The first runs torch-lucent's loop on BVLC's GoogLeNet and writes its last image; the network is
-frozen and ends at the layer, which leaves the image as it is and takes a third of the time. The
-second is what a program with `import fvaudit` does: load, visualize, write a PNG per channel; the
-third does it for one channel and writes where the time went.
+frozen and ends at the layer, which leaves the image as it is and takes less time. The second does
+the same as torch-lucent does it, the whole network and gradients of all weights. The third is what
+a program with `import fvaudit` does: load, visualize, write a PNG per channel; the fourth does it
+for one channel and writes where the time went.
 """
 
 import json
@@ -26,13 +28,24 @@ EVENTS = {  # what JAX reports -> stage
 
 
 def lucent(layer: str, channel: str, steps: str, seed: str, file: str) -> None:
+    import torch_nets
+
+    net = torch_nets.truncated(torch_nets.load("googlenet"), layer)
+    _by_lucent(net, layer, channel, steps, seed, file)
+
+
+def shipped(layer: str, channel: str, steps: str, seed: str, file: str) -> None:
+    import torch_nets
+
+    _by_lucent(torch_nets.load("googlenet"), layer, channel, steps, seed, file)
+
+
+def _by_lucent(net, layer: str, channel: str, steps: str, seed: str, file: str) -> None:
     import shipped
     import torch
-    import torch_nets
 
     torch.manual_seed(int(seed))
     np.random.seed(int(seed))  # its transforms draw from NumPy's global generator
-    net = torch_nets.truncated(torch_nets.load("googlenet"), layer)
     image = shipped.render(net, f"{layer}:{channel}", int(steps), preprocess=False)[0]
     np.save(file, image)
 
@@ -85,4 +98,5 @@ def stages(layer: str, channel: str, steps: str, seed: str, folder: str) -> None
 
 
 if __name__ == "__main__":
-    {"lucent": lucent, "ours": ours, "stages": stages}[sys.argv[1]](*sys.argv[2:])
+    verbs = {"lucent": lucent, "shipped": shipped, "ours": ours, "stages": stages}
+    verbs[sys.argv[1]](*sys.argv[2:])

@@ -69,13 +69,7 @@ SIDES = {
     )
 }
 # torch-lucent's loop on our GoogLeNet, for wall.py.
-ON_OURS = {
-    side.name: side
-    for side in (
-        Side("lucent-bvlc-1", "shipped", 1, mode="bvlc"),
-        Side("lucent-bvlc-8", "shipped", 8, mode="bvlc"),
-    )
-}
+ON_OURS = {"lucent-bvlc-8": Side("lucent-bvlc-8", "shipped", 8, mode="bvlc")}
 # The sgemm peak, measured in the same rounds as everything else.
 PEAKS = {
     side.name: side

@@ -7,15 +7,16 @@ the mark, from the start of Python to the PNG file, compilation included.
 
     python experiments/bench/wall.py peer   # the marks, 2 minutes a unit: wall_peer.csv
     python experiments/bench/wall.py steps  # our steps to the mark, 10 minutes: wall_steps.csv
-    python experiments/bench/wall.py time   # the timing, 25 minutes with nothing else running
+    python experiments/bench/wall.py time   # the timing, 30 minutes with nothing else running
     python experiments/bench/wall.py stages # where the time of one unit goes, 5 minutes, the same
 
 Units: five channels of mixed4d that fire at the start (the peer cannot move one that does not: on
 this network its gradients are not redirected) and eight logits. Ours takes fvaudit's default
-optimizer, chosen on other units (results/convergence). `time` measures the peer's milliseconds per
-step and multiplies; ours is run for 1 and for `--many` units, with as many steps as the layer's
-units needed on average, each for its own mark (a wait is linear in steps, so that is the mean
-wait), and extrapolated linearly to 64 units if fewer were run.
+optimizer, chosen on other units (results/convergence). `time` runs the peer whole for one unit, in
+turns with ours; for 64 it takes the peer's milliseconds per step there, or in batches of eight if
+they are fewer, and multiplies. Ours is run for 1 and for `--many` units, with as many steps as the
+layer's units needed on average, each for its own mark (a wait is linear in steps, so that is the
+mean wait), and extrapolated linearly to 64 units if fewer were run.
 `stages` says what one unit waits for. Results: results/bench/wall.csv, wall_stages.csv and wall.md.
 """
 
@@ -41,7 +42,8 @@ from sides import ON_OURS, Workload
 UNITS = {"mixed4d": (264, 500, 450, 17, 111), "logits": (0, 162, 200, 400, 600, 800, 970, 999)}
 STEPS, SEED, MANY = 512, 0, 64
 TOTALS = (48, 64, 96, 128, 160, *range(192, 257, 16), *range(320, 513, 64))  # each a run of its own
-ROUNDS = 3
+ROUNDS, BURST = 3, 12
+MEDIAN = f"median of {ROUNDS}"
 PROGRAMS = CACHES / "programs"  # fvaudit's compiled programs, apart from the user's
 
 
@@ -106,21 +108,24 @@ def timing(layer: str, options: argparse.Namespace) -> None:
     def seconds(n):
         return _made("ours", layer, range(0, 8 * n, 8), steps, folder)
 
-    peers = [
-        Running(s, Workload("googlenet", layer, ()), CACHES, cold=False) for s in ON_OURS.values()
-    ]
-    peer_ms, first, cached = [], [], []
+    peer = Running(ON_OURS["lucent-bvlc-8"], Workload("googlenet", layer, ()), CACHES, cold=False)
+    alone = ["shipped", layer, UNITS[layer][0], STEPS, SEED, CACHES / "peer.npy"]
+    peer_wait, peer_ms, first, cached = [], [], [], []
     for _ in range(ROUNDS):  # one after the other, since the machine's speed drifts
-        peer_ms.append([_ms_per_step(peer) for peer in peers])
+        peer_wait.append(_seconds(alone))
+        peer_ms.append(_ms_per_step(peer))
         _empty(PROGRAMS)
         first.append(seconds(1))
         cached.append(seconds(1))
-    begun = peers[0].facts["ready_s"] - 2 * peers[0].facts["step_s"]
-    for peer in peers:
-        peer.stop()
+        print(f"{layer}: {peer_wait[-1]:.0f}, {first[-1]:.0f}, {cached[-1]:.0f} s", flush=True)
+    begun = peer.facts["ready_s"] - 2 * peer.facts["step_s"]
+    peer.stop()
+    wait = statistics.median(peer_wait)
+    each = min((wait - begun) / STEPS, statistics.median(peer_ms) / 1e3)  # one by one, or by 8
     waits = statistics.median(first), statistics.median(cached)
     rows = [
-        *_peer_rows(begun, [statistics.median(ms) for ms in zip(*peer_ms, strict=True)]),
+        _row("torch-lucent", 1, STEPS, wait, MEDIAN),
+        _row("torch-lucent", MANY, STEPS, begun + MANY * STEPS * each, "extrapolated"),
         *_our_rows(steps, *waits, pair=seconds(2), some=seconds(many), many=many),
     ]
     rows = [{"layer": layer, **row} for row in rows]
@@ -147,26 +152,18 @@ def stages(layer: str, options: argparse.Namespace) -> None:
 
 
 def _ms_per_step(peer: Running) -> float:
-    elapsed, images = peer.run(4 if peer.side.batch == 1 else 2)
+    """Of an image; over many steps, since a call's first ones are slower."""
+    elapsed, images = peer.run(BURST)
     return elapsed / images * 1e3
-
-
-def _peer_rows(begun: float, ms: list[float]) -> list[table.Row]:
-    """`begun` seconds to start, and 512 steps of `ms` each, alone or at the better batch size."""
-    return [
-        _row("torch-lucent", units, STEPS, begun + units * STEPS * each / 1e3, "extrapolated")
-        for units, each in ((1, ms[0]), (MANY, min(ms)))
-    ]
 
 
 def _our_rows(steps: int, first: float, cached: float, *, pair: float, some: float, many: int):
     """Of seconds for a unit in the first run ever and in the next, for 2 and for many units."""
     whole = some if many == MANY else some + (MANY - many) * (some - pair) / (many - 2)
-    median = f"median of {ROUNDS}"
     how = "measured" if many == MANY else f"extrapolated from 2 and {many} units"
     return [
-        _row("fvaudit, first run", 1, steps, first, median),
-        _row("fvaudit, cached", 1, steps, cached, median),
+        _row("fvaudit, first run", 1, steps, first, MEDIAN),
+        _row("fvaudit, cached", 1, steps, cached, MEDIAN),
         _row("fvaudit, first run", MANY, steps, whole + first - cached, how),
         _row("fvaudit, cached", MANY, steps, whole, how),
     ]
