@@ -115,7 +115,8 @@ class Finding:
         return f"{self.severity.name.lower()}: {self.title}: {self.measured}. {self.fix}".strip()
 
 
-_UNIT = re.compile(r"(?P<layer>[^:@\s]+):(?P<channel>\d+)(?:@(?P<position>\d+(?:,\d+)?))?")
+LAYER_NAME = r"[^:@\s]+"  # what a layer may be called, since units are written layer:channel
+_UNIT = re.compile(rf"(?P<layer>{LAYER_NAME}):(?P<channel>\d+)(?:@(?P<position>\d+(?:,\d+)?))?")
 
 
 @dataclasses.dataclass(frozen=True, order=True)

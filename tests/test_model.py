@@ -76,6 +76,13 @@ def test_a_name_that_is_tapped_twice_is_refused():
         layer_shapes(lambda p, images, tap: tap("x", tap("x", images)), {}, spec)
 
 
+@pytest.mark.parametrize("name", ["relu:0", "a@1", "conv 1", ""])
+def test_a_name_that_no_unit_could_be_written_with_is_refused(name):
+    spec = InputSpec((4, 4), (0.0,) * 3, (1.0,) * 3, resize=4)
+    with pytest.raises(AuditError, match=f"taps '{name}'. Names of layers may hold no colon"):
+        layer_shapes(lambda p, images, tap: tap(name, images), {}, spec)
+
+
 @pytest.mark.parametrize(
     "call, message",
     [

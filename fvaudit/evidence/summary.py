@@ -62,7 +62,7 @@ def tables(results: Sequence[UnitResult], layers: Sequence[LayerResult]) -> dict
 
 def layer_of(result: UnitResult) -> str:
     """The layer of a unit's text."""
-    return result.unit.split(":")[0]
+    return result.unit.rpartition(":")[0]
 
 
 def _unit_row(r: UnitResult, q: float) -> dict[str, object]:

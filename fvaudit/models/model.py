@@ -11,6 +11,7 @@ import difflib
 import functools
 import hashlib
 import numbers
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
@@ -22,7 +23,7 @@ from jaxtyping import Array, Float
 from fvaudit.models.classes import Classes, ImageClass, as_classes
 from fvaudit.models.trunk import trunk as find_trunk
 from fvaudit.optvis.lowering import stock_convolutions
-from fvaudit.records import AuditError, Unit, require_kind
+from fvaudit.records import LAYER_NAME, AuditError, Unit, require_kind
 
 
 Tap = Callable[[str, Array], Array]
@@ -365,13 +366,18 @@ def layer_shapes(forward: Forward, params: Any, spec: InputSpec) -> dict[str, tu
     images = jax.ShapeDtypeStruct((1, *spec.size, len(spec.mean)), jnp.float32)
     with stock_convolutions():  # which are traced sooner
         shapes = jax.eval_shape(run, images)
-    _require_unique(order)
+    _require_usable(order)
     return {name: tuple(shapes[name].shape[1:]) for name in order}
 
 
-def _require_unique(names: Iterable[str]) -> None:
+def _require_usable(names: Iterable[str]) -> None:
     seen: set[str] = set()
     for name in names:
+        if not re.fullmatch(LAYER_NAME, name):
+            raise AuditError(
+                f"The network taps {name!r}. Names of layers may hold no colon, no @ and no space, "
+                "since units are written layer:channel@position."
+            )
         if name in seen:
             raise AuditError(f"The network taps {name!r} twice; every tap needs its own name.")
         seen.add(name)
