@@ -173,12 +173,12 @@ def manipulate(
     store.require_same_config(out, text, "a manipulation")
     wanted = said.arguments(path.parent)
     base = load_model(**wanted, allow_download=allow_download)
-    start = origin(wanted["name"], allow_download=allow_download)
     if said.images.classes and not base.classes:
         base = with_classes(base, whole(said.images.classes, path.parent))
     units = _units(said.units, base)
     if not (out / CERTIFICATE).exists():
         tell(f"attacking {len(units)} units of {said.units.layer}")
+        start = origin(wanted["name"], allow_download=allow_download)
         training = out.with_name(f"{out.name}.training")
         done = _attacked(said, path.parent, base, units, training, tell)
         _save(done, base, start, out)

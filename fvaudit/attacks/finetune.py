@@ -229,7 +229,7 @@ def _trained(scene: Scene, goal: Goal, aim: Aim, tuning: Tuning, folder, tell: T
         state, loss = update(state, kept, model.params, natural, aim.draw(step, rng, now), key)
         losses.append(float(loss))
         if (step + 1) % STRETCH == 0 or step + 1 == tuning.steps:
-            _require_finite(losses, first)
+            _require_finite(losses, first, state[0])
             if folder:
                 save_state(folder / STATE, step + 1, state, begun)
             tell(step + 1, tuning.steps, float(np.mean(losses[-STRETCH:])))
@@ -296,12 +296,14 @@ def _begun(scene: Scene, goal: Goal, tuning: Tuning) -> str:
     return f"{goal.text}, {tuning}, seed {scene.seed}; {what}: {digest.hexdigest()[:16]}"
 
 
-def _require_finite(losses: list[float], first: int) -> None:
-    """`losses` begin with step `first`."""
-    if not np.isfinite(losses).all():
+def _require_finite(losses: list[float], first: int, trained: Sequence[Array]) -> None:
+    """`losses` begin with step `first`; `trained` is what the last of them left."""
+    sound = np.isfinite([*losses, sum(float(jnp.abs(kernel).sum()) for kernel in trained)])
+    if not sound.all():
+        step = first + min(int(np.argmin(sound)), len(losses) - 1)
         raise AuditError(
-            f"The training broke down at step {first + int(np.argmin(np.isfinite(losses)))}: its "
-            "loss is no number. Give it a smaller rate."
+            f"The training broke down at step {step}: its loss, or a kernel, is no number. Give it "
+            "a smaller rate."
         )
 
 

@@ -35,6 +35,8 @@ def restored(file: pathlib.Path, state: Any, begun: str) -> tuple[int, Any]:
             _require_same(file, str(stored[BEGUN]), begun)
             found = [jnp.asarray(stored[f"leaf{i}"]) for i in range(len(leaves))]
             return int(stored["step"]), jax.tree.unflatten(tree, found)
+    except AuditError:  # said already
+        raise
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise AuditError(
             f"{file} is not the state of a training, as this version writes it ({error}). Remove "
