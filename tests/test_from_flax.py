@@ -8,7 +8,7 @@ from flax import linen, nnx
 
 from fvaudit.models.imports.flax_modules import from_flax
 from fvaudit.models.model import InputSpec
-from fvaudit.records import AuditError
+from fvaudit.records import AuditError, Unit
 
 
 SPEC = InputSpec((8, 8), (0.5,) * 3, (0.25,) * 3, resize=8)
@@ -90,6 +90,18 @@ def test_linen_layers_are_flaxs_own_intermediates(variables):
     close(model, "logits", inner["__call__"][0])
     assert model.trunk == model.layers
     assert model.name == "Net" and model.source == "the user's Flax module; called with train=False"
+
+
+def test_names_that_no_unit_could_be_written_with_are_written_otherwise():
+    class Named(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            return linen.Dense(5)(linen.Conv(4, (3, 3), name="my conv:1")(x).mean((1, 2)))
+
+    module = Named()
+    model = from_flax(module, module.init(jax.random.key(0), X), input=SPEC)
+    assert "my_conv.1" in model.layers
+    assert Unit.parse("my_conv.1:3").layer in model.shapes
 
 
 def test_edits_reach_the_output(variables):

@@ -130,6 +130,22 @@ def test_operations_between_modules_are_layers_where_all_paths_cross(model):
     np.testing.assert_allclose(found[between[0]], np.maximum(found["mix"], 0), rtol=1e-6)
 
 
+def test_names_that_no_unit_could_be_written_with_are_written_otherwise():
+    nn = peers.torch().nn
+
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = nn.ModuleDict({"my conv:1": nn.Conv2d(3, 4, 3)})
+            self.head = nn.Linear(4, 5)
+
+        def forward(self, x):
+            return self.head(self.parts["my conv:1"](x).mean((2, 3)))
+
+    model = from_torch(Named(), input=SPEC)
+    assert model.shapes["parts.my_conv.1"] == (30, 30, 4)
+
+
 def test_the_users_module_stays_as_it_is(net):
     before = {name: value.clone() for name, value in net.state_dict().items()}
     from_torch(net, input=SPEC)

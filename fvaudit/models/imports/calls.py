@@ -8,6 +8,7 @@ names, as a block's and its last part's, is one layer under the shortest of them
 aliases.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
@@ -23,6 +24,11 @@ from fvaudit.records import AuditError
 OUTPUT = "logits"
 RANKS = (2, 3, 4)
 Watch = Callable[[str, Any], Any]  # called with a call's name and output; returns the output to use
+
+
+def plain(name: str) -> str:
+    """A name as units may be written with: `records.LAYER_NAME`."""
+    return re.sub(r"\s", "_", re.sub(r"[:@]", ".", name))
 
 
 class Layers(NamedTuple):
@@ -48,7 +54,7 @@ class Calls:
         """Hands on the output of the module at `path`."""
         if jax.extend.core.get_opaque_trace_state() != self._outside:
             return output
-        name = ".".join(map(str, path))
+        name = plain(".".join(map(str, path)))
         name = f"{name}_" if name == OUTPUT else name  # the network's own output has that name
         self._counts[name] += 1
         count = self._counts[name]

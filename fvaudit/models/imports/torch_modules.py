@@ -26,6 +26,7 @@ import numpy as np
 from fvaudit.models import devices
 from fvaudit.models.classes import Classes
 from fvaudit.models.imports import metadata
+from fvaudit.models.imports.calls import plain
 from fvaudit.models.imports.onnx import model_from_proto
 from fvaudit.models.imports.specs import input_spec
 from fvaudit.models.model import InputSpec, Model, build
@@ -158,6 +159,7 @@ def _numbered(paths: Sequence[str]) -> list[str]:
     counts: Counter[str] = Counter()
     names = []
     for path in paths:
+        path = plain(path)
         path = f"{path}_" if path == _OUTPUT else path  # the network's own output has that name
         counts[path] += 1
         names.append(path if counts[path] == 1 else f"{path}#{counts[path]}")

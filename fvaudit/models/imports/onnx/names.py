@@ -14,13 +14,13 @@ The trunk are the values that every path from the image to that output crosses. 
 values that are merely reshaped are not.
 """
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
+from fvaudit.models.imports.calls import plain
 from fvaudit.models.imports.onnx.operators import Kind
 from fvaudit.models.imports.onnx.program import Program, Step, live_inputs
 
@@ -31,11 +31,6 @@ _NORMS = {"BatchNormalization", "InstanceNormalization", "GroupNormalization"}
 _ROUNDINGS = {"QuantizeLinear", "DequantizeLinear"}
 _SAME_NUMBERS = {"Transpose", "Identity", "Cast", "Dropout"}
 _ENDS = {"Softmax", "LogSoftmax"}
-
-
-def plain(name: str) -> str:
-    """A name as units may be written with."""
-    return re.sub(r"\s", "_", re.sub(r"[:@]", ".", name))
 
 
 def tap_names(program: Program) -> dict[str, str]:
