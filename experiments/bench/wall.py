@@ -42,7 +42,7 @@ from sides import ON_OURS, Workload
 UNITS = {"mixed4d": (264, 500, 450, 17, 111), "logits": (0, 162, 200, 400, 600, 800, 970, 999)}
 STEPS, SEED, MANY = 512, 0, 64
 TOTALS = (48, 64, 96, 128, 160, *range(192, 257, 16), *range(320, 513, 64))  # each a run of its own
-ROUNDS, BURST = 3, 12
+ROUNDS, BURST = 3, 12  # steps of the peer's batches that are timed in a round
 MEDIAN = f"median of {ROUNDS}"
 PROGRAMS = CACHES / "programs"  # fvaudit's compiled programs, apart from the user's
 
@@ -152,7 +152,7 @@ def stages(layer: str, options: argparse.Namespace) -> None:
 
 
 def _ms_per_step(peer: Running) -> float:
-    """Of an image; over many steps, since a call's first ones are slower."""
+    """Of an image; over some 20 seconds, since the machine's speed varies from one to the next."""
     elapsed, images = peer.run(BURST)
     return elapsed / images * 1e3
 
