@@ -69,11 +69,12 @@ class GateTraining(Network):
     rate: float = pydantic.Field(default=2e-3, gt=0, description="first step size of Adam")
     seed: int = pydantic.Field(default=0, ge=0, lt=SEEDS)
 
-    @pydantic.model_validator(mode="after")
-    def _tests_on_photographs(self) -> "GateTraining":
-        if any(source.crops > 1 for source in self.test):
-            raise ValueError("test: errors are counted in photographs; leave crops out of it")
-        return self
+    @pydantic.field_validator("test")
+    @classmethod
+    def _are_photographs(cls, test: list[Photographs]) -> list[Photographs]:
+        if any(source.crops > 1 for source in test):
+            raise ValueError("errors are counted in photographs; leave crops out of it")
+        return test
 
 
 def train_gate(
