@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from PIL import ImageOps
 
 import fvaudit
 from fvaudit import checks, pictures, store
@@ -37,6 +38,7 @@ from fvaudit.plan import audited_model, make_plan, natural_images, path_layers
 from fvaudit.records import AuditError, ImageSet, Severity, Status, Unit, UnitResult, Verdict
 
 
+EXEMPLAR = (112, 112)  # pixels that the thumbnail of a natural image fits into
 PREFLIGHT = 64  # photographs that the doctor looks at, seconds of an audit of minutes
 
 
@@ -374,7 +376,8 @@ def _save_exemplars(folder, images: ImageSet, result: UnitResult) -> None:
     for image_id in result.exemplars:
         path = folder / store.exemplar_name(image_id)
         if not path.exists():
-            small = pictures.drawn(images.pixels[index[image_id]]).resize((112, 112))
+            whole = pictures.drawn(images.pixels[index[image_id]])
+            small = ImageOps.contain(whole, EXEMPLAR)
             store.write_bytes(path, pictures.png(np.atleast_3d(np.asarray(small))))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pydantic
 import yaml
 
+from fvaudit import yamltext
 from fvaudit.records import AuditError
 
 
@@ -83,7 +84,7 @@ def parsed(text: str, source: str) -> dict[str, Any]:
         AuditError: if it is not YAML, or no keys and values.
     """
     try:
-        data = yaml.load(text, _Once)  # a SafeLoader
+        data = yamltext.load(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise AuditError(f"{source} is not valid YAML: {error}") from None
     if not isinstance(data, dict):
@@ -92,21 +93,6 @@ def parsed(text: str, source: str) -> dict[str, Any]:
             f"{type(data).__name__}."
         )
     return data
-
-
-class _Once(yaml.SafeLoader):
-    """Refuses a key that stands twice; YAML's own loader silently keeps the last."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        seen: set[str] = set()
-        for key in keys:
-            if key.value in seen and key.value != "<<":
-                problem = f"the key {key.value!r} stands twice"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            seen.add(key.value)
-        return node
 
 
 def problems(error: pydantic.ValidationError, section: type[Section], at: str = "") -> str:

@@ -199,18 +199,29 @@ DEVICES = """
 import hashlib
 import jax
 jax.config.update("jax_num_cpu_devices", {count})
-from fvaudit.optvis import visualize as engine
-from fvaudit.optvis.objectives import Channel
-from tests.tiny import tiny_model
+import fvaudit as fv
+from fvaudit.models.zoo import random_model
+from tests import tiny
 assert jax.local_device_count() == {count}
-found = engine.visualize(tiny_model(), [Channel("conv2", i) for i in range(3)], steps=9, repeats=1)
+units = [fv.Channel("{layer}", i) for i in range(3)]
+found = fv.visualize({model}, units, steps=9, repeats=1)
 print(hashlib.sha256(b"".join(v.images.tobytes() + v.trace.tobytes() for v in found)).hexdigest())
 """
 
 
-def test_two_devices_make_the_same_bytes_as_one():
+@pytest.mark.parametrize(
+    ("model", "layer"),
+    [
+        ("tiny.tiny_model()", "conv2"),
+        ("tiny.attentive_model()", "attention"),
+        pytest.param("fv.load_model('efficientnet_lite0')", "blocks.7", marks=pytest.mark.slow),
+        pytest.param("random_model('vit_b_16', seed=0)", "blocks.1", marks=pytest.mark.slow),
+        pytest.param("random_model('googlenet', seed=0)", "mixed4a", marks=pytest.mark.slow),
+    ],
+)
+def test_two_devices_make_the_same_bytes_as_one(model, layer):
     def digest(count):
-        code = DEVICES.format(count=count)
+        code = DEVICES.format(count=count, model=model, layer=layer)
         environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
         root = os.path.dirname(os.path.dirname(__file__))
         done = subprocess.run(

@@ -1,5 +1,8 @@
 """Audits end to end on a tiny network: resume, same bytes, gates, exit codes."""
 
+import base64
+import dataclasses
+import io
 import json
 import os
 import pathlib
@@ -10,12 +13,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fvaudit import plan
+from fvaudit import plan, store
 from fvaudit import run as running
 from fvaudit.config import validate
 from fvaudit.models.model import build
 from fvaudit.records import AuditError, Status
-from fvaudit.report import render
+from fvaudit.report import render, thumbnails
 from tests.tiny import pictures, tiny_model
 
 
@@ -350,3 +353,20 @@ def test_a_class_is_audited_on_its_photographs_whatever_its_layer_is_called(tmp_
     said = repr(found)
     assert said.startswith(f"Run('{tmp_path / 'run'}', 2 of 2 units, verdicts: ")
     assert sum(map(int, re.findall(r"[A-Z]+ (\d+)", said.rpartition(":")[2]))) == 6  # 3 claims
+
+
+def test_pictures_of_a_wide_network_keep_their_shape(config, tmp_path):
+    spec = dataclasses.replace(MODEL.input, size=(12, 24), resize=24)
+    wide = build(MODEL.forward, MODEL.params, spec, name="wide")
+    run = running.audit(changed(config, model=None), tmp_path / "a", model=wide)
+    natural, made = run.units[0].exemplars[0], run.units[0].images[0]
+    with Image.open(tmp_path / "a" / store.exemplar_name(natural)) as picture:
+        assert picture.size == (112, 56)
+    size = thumbnails.SIZES[0]
+    shots = thumbnails.trajectory(tmp_path / "a", made).shots
+    for uri, expected in (
+        (thumbnails.exemplar(tmp_path / "a", natural, size), (96, 48)),
+        (thumbnails.strip(shots, size), (72 * len(shots), 36)),
+    ):
+        with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as picture:
+            assert picture.size == expected

@@ -108,7 +108,10 @@ def test_a_file_says_it_too(tmp_path):
     assert input_spec(str(path)) == InputSpec(
         (192, 224), (0.5,) * 3, (0.5,) * 3, 256, "box", order="BGR"
     )
-    for text, problem in (("- 1", "keys and values"), ("a: [", "Cannot read"), ("\x00", "Cannot")):
+    for text, problem in (
+        ("- 1", "keys and values"), ("a: [", "Cannot read"), ("\x00", "Cannot"),
+        ("order: RGB\nsize: 9\norder: BGR", "stands twice.*line 3"),
+    ):  # fmt: skip
         path.write_text(text)
         with pytest.raises(AuditError, match=problem):
             input_spec(path)

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from fvaudit.models.model import InputSpec, Model, layer_shapes
+from fvaudit.optvis import lowering
 
 
 SIZE = (24, 24)
+_NHWC = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
 TRACES: list[str] = []  # grows by one entry whenever the network is traced
 
 
@@ -35,8 +37,7 @@ def tiny_model(seed: int = 0, channels: int = 6) -> Model:
 
 
 def _conv(x, kernel):
-    numbers = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=numbers)
+    return jax.lax.conv_general_dilated(x, kernel, (2, 2), "SAME", **_NHWC)
 
 
 def pictures(n: int, seed: int = 0) -> np.ndarray:
@@ -44,3 +45,23 @@ def pictures(n: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     coarse = rng.random((n, 6, 6, 3), np.float32)
     return np.asarray(jax.image.resize(jnp.asarray(coarse), (n, *SIZE, 3), "linear"))
+
+
+def attentive_model() -> Model:
+    """Pixels divided by what is no power of two, 32 channels, one head of attention."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    params = {
+        "embed": jax.random.normal(keys[0], (3, 3, 3, 32)) / 5,
+        "mix": jax.random.normal(keys[1], (3, 3, 32, 32)) / 17,
+    }
+    spec = InputSpec(SIZE, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), resize=SIZE[0])
+
+    def forward(p, images, tap):
+        x = tap("embed", _conv(spec.normalise(images), p["embed"]))
+        x = tap("mix", lowering.conv_general_dilated(x, p["mix"], (1, 1), "SAME", **_NHWC))
+        tokens = x.reshape(len(x), -1, x.shape[-1])
+        weights = jax.nn.softmax(tokens @ tokens.swapaxes(1, 2) / tokens.shape[-1] ** 0.5)
+        return tap("attention", weights @ tokens)
+
+    shapes = layer_shapes(forward, params, spec)
+    return Model("attentive", params, forward, spec, shapes, trunk=tuple(shapes))

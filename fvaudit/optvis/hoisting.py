@@ -20,6 +20,8 @@ from typing import Any
 import jax
 from jax.extend import core
 
+from fvaudit.optvis import quotients
+
 
 # primitives that call a function, and where they keep it
 _CALLS = {
@@ -47,7 +49,7 @@ def split(
         differentiated: functions with a gradient rule of their own are taken apart.
     """
     closed, shape = jax.make_jaxpr(function, return_shape=True)(fixed, *varying)
-    jaxpr = _without_dead_code(_inlined(closed.jaxpr))
+    jaxpr = _without_dead_code(quotients.as_products(_inlined(closed.jaxpr)))
     count = len(jax.tree.leaves(fixed))
     prologue, rest = _cut(jaxpr, jaxpr.invars[:count], jaxpr.invars[count:])
     consts = list(closed.consts)

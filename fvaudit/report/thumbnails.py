@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fvaudit.records import UnitResult
 from fvaudit.store import Run, exemplar_name
@@ -112,7 +112,8 @@ def trajectory(folder: pathlib.Path, name: str) -> Trajectory | None:
 def strip(shots: UInt8[np.ndarray, "k h w c"], size: Size) -> str:
     """All frames side by side as one picture: one header instead of six."""
     edge = (size.frame, size.frame)
-    frames = [np.asarray(Image.fromarray(s).resize(edge, Image.Resampling.BOX)) for s in shots]
+    box = Image.Resampling.BOX
+    frames = [np.asarray(ImageOps.contain(Image.fromarray(s), edge, box)) for s in shots]
     return _uri(Image.fromarray(np.concatenate(frames, axis=1)), size.quality)
 
 

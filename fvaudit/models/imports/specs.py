@@ -27,6 +27,7 @@ from typing import Any
 
 import yaml
 
+from fvaudit import yamltext
 from fvaudit.models.imports import metadata
 from fvaudit.models.imports.metadata import Said
 from fvaudit.models.imports.pickle_ops import shown
@@ -119,12 +120,13 @@ def _read(path: str | os.PathLike) -> Any:
         file = pathlib.Path(path)
         if file.stat().st_size > MAX_BYTES:
             raise AuditError(f"{where} is larger than an input spec ever is.")
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML
+        found = yamltext.load(file.read_text(encoding="utf-8"))
     except AuditError:
         raise
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        problem = shown(" ".join(str(error).split()))
         raise AuditError(
-            f"Cannot read the input spec {where}: {shown(str(error))}; expected YAML or JSON."
+            f"Cannot read the input spec {where}: {problem}; expected YAML or JSON."
         ) from None
     if not isinstance(found, Mapping):
         raise AuditError(f"{where} must hold keys and values. {_wanted()}")

@@ -1,0 +1,43 @@
+"""Quotients by what is the same all over an array, as products.
+
+XLA writes a / b as a * (1 / b), which rounds otherwise, where it sees that b is a constant or was
+broadcast. It sees that in a program for one device and not in the same one for two, and after a
+few dozen steps a last bit is another picture. Where the product is written out, nothing is left to
+see, and an image's bytes do not depend on how many devices there are.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jax.extend import core
+
+
+def as_products(jaxpr: core.Jaxpr) -> core.Jaxpr:
+    """The jaxpr with such quotients written as products; calls in it are left as they are."""
+    uniform: set[Any] = set(jaxpr.constvars)
+    equations: list[core.JaxprEqn] = []
+    for equation in jaxpr.eqns:
+        if equation.primitive is lax.broadcast_in_dim_p:
+            uniform.update(equation.outvars)
+        if equation.primitive is lax.div_p and _by_uniform(equation, uniform):
+            equations += _product(equation)
+        else:
+            equations.append(equation)
+    return jaxpr.replace(eqns=equations)
+
+
+def _by_uniform(quotient: core.JaxprEqn, uniform: set[Any]) -> bool:
+    """Whether the divisor is a number, or known to be stretched to the shape of the quotient."""
+    divisor, shape = quotient.invars[1], quotient.outvars[0].aval.shape
+    same = isinstance(divisor, core.Literal) or divisor in uniform or divisor.aval.shape != shape
+    return same and jnp.issubdtype(divisor.aval.dtype, jnp.floating)
+
+
+def _product(quotient: core.JaxprEqn) -> tuple[core.JaxprEqn, core.JaxprEqn]:
+    a, b = quotient.invars
+    one_over_b = core.Var(b.aval)
+    inverse = quotient.replace(
+        primitive=lax.integer_pow_p, params={"y": -1}, invars=[b], outvars=[one_over_b]
+    )
+    return inverse, quotient.replace(primitive=lax.mul_p, params={}, invars=[a, one_over_b])
