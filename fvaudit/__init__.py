@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 # Pictures, and whatever is derived from them, are the same bytes within a version: an audit that
 # another one began is not gone on with.
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 if TYPE_CHECKING:
     from fvaudit import attacks as attacks
