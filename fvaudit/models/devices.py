@@ -14,6 +14,7 @@ import ctypes
 import gc
 import os
 import pathlib
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fvaudit.records import require_whole
+from fvaudit.records import AuditError, require_whole
 
 
 LANES = 16  # on a GPU: an image alone takes 2.5 times as long as with 1, each of many a sixth
@@ -31,15 +32,38 @@ _WORTH_KEEPING = 0.1  # seconds; an audit has half a dozen programs between the 
 
 
 def start() -> None:
-    """Asks JAX for all cores and a program cache; to be called before the first computation."""
+    """Asks JAX for all cores and a program cache; to be called before the first computation.
+
+    Raises:
+        AuditError: if JAX computes in 64 bits here.
+    """
+    if jax.dtypes.canonicalize_dtype(np.float64) == np.float64:
+        raise AuditError(
+            "JAX is set to 64 bits (jax_enable_x64), and fvaudit computes in 32, as networks do. "
+            "Leave that off, or call fvaudit inside `with jax.enable_x64(False):`."
+        )
     if not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+        _keep_programs(cache_folder())
     if jax.config.jax_persistent_cache_min_compile_time_secs == _DEFAULT_SECONDS:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING)
     try:
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     except RuntimeError:  # JAX has started: its devices can no longer be changed
         return
+
+
+def _keep_programs(folder: pathlib.Path) -> None:
+    """In a folder, if it can be written to; JAX would complain of every program that it cannot."""
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if os.access(folder, os.W_OK | os.X_OK):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    else:
+        warnings.warn(
+            f"Compiled programs cannot be kept in {folder}, so that every run compiles them again. "
+            "Set XDG_CACHE_HOME or JAX_COMPILATION_CACHE_DIR to a folder that can be written to.",
+            stacklevel=2,
+        )
 
 
 def cache_folder() -> pathlib.Path:
