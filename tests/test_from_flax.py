@@ -8,6 +8,7 @@ from flax import linen, nnx
 
 from fvaudit.models.imports.flax_modules import from_flax
 from fvaudit.models.model import InputSpec
+from fvaudit.optvis import lowering
 from fvaudit.records import AuditError, Unit
 
 
@@ -222,3 +223,53 @@ def test_other_mistakes(variables, nnx_net):
         from_flax({}, input=SPEC)
     with pytest.raises(AuditError, match="The variables do not fit the module"):
         from_flax(Net(), {"params": {}}, input=SPEC)
+
+
+class Deep(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        for groups in (1, 16):  # the second is depthwise
+            x = linen.Conv(16, (3, 3), feature_group_count=groups)(x)
+        return x.mean((1, 2))
+
+
+def _deep_nnx():
+    rngs = nnx.Rngs(0)
+    convs = [
+        nnx.Conv(w, 16, (3, 3), feature_group_count=g, rngs=rngs) for w, g in ((3, 1), (16, 16))
+    ]
+    return nnx.Sequential(*convs, lambda x: x.mean((1, 2)))
+
+
+def _groups(model):
+    """Of every convolution that takes our lowerings."""
+    seen = []
+    with lowering.observing(lambda *about: seen.append(about[-1])):
+        jax.eval_shape(lambda x: model.forward(model.params, x, lambda _, y: y), IMAGES)
+    return seen
+
+
+def test_convolutions_take_the_lowerings_that_are_fast_here_and_the_module_keeps_its_own():
+    deep, module = Deep(), _deep_nnx()
+    found = deep.init(jax.random.key(0), X)
+    for model, expected in (
+        (from_flax(deep, found, input=SPEC), deep.apply(found, X)),
+        (from_flax(module, input=SPEC), module(jnp.asarray(X))),
+    ):
+        assert _groups(model) == [1, 16]
+        logits = model.activations(IMAGES, ["logits"])["logits"]
+        np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
+    assert all(
+        conv.conv_general_dilated is jax.lax.conv_general_dilated for conv in module.layers[:2]
+    )
+
+
+def test_a_convolution_of_the_users_own_making_is_left_alone():
+    def own(*args, **kwargs):
+        return 2 * jax.lax.conv_general_dilated(*args, **kwargs)
+
+    conv = nnx.Conv(3, 4, (3, 3), conv_general_dilated=own, rngs=nnx.Rngs(0))
+    model = from_flax(nnx.Sequential(conv, lambda x: x.mean((1, 2))), input=SPEC)
+    expected = conv(jnp.asarray(X)).mean((1, 2))
+    logits = model.activations(IMAGES, ["logits"])["logits"]
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)

@@ -149,8 +149,9 @@ def find_convolution(model: Model, layer: str) -> Convolution:
     ]
     if not found:
         raise AuditError(
-            f"{layer} of {model.name} is not the output of a convolution. Choose a layer that is, "
-            "before or after its activation function."
+            f"{layer} of {model.name} is not the output of a convolution that fvaudit computes. "
+            "Choose a layer that is, before or after its activation function. What calls "
+            "jax.lax itself computes its own: take fooling_circuit there, or the network as ONNX."
         )
     return found[-1]
 

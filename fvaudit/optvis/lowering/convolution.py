@@ -58,6 +58,7 @@ def conv_general_dilated(
     for see in _observers.get():
         see(lhs, rhs, tuple(window_strides), padding, feature_group_count)
     plain = _is_one(lhs_dilation) and _is_one(rhs_dilation) and lhs.ndim == 4
+    plain = plain and lhs.dtype == rhs.dtype and lhs.dtype.itemsize >= _LEAST_BYTES
     if _stock.get() or not plain or not _is_nhwc(dimension_numbers):
         return stock(lhs, rhs, window_strides, padding)
     strides = (window_strides[0], window_strides[1])
@@ -126,6 +127,9 @@ def stock_convolutions() -> Iterator[None]:
 # In float32 the largest error, relative to the largest value, is 1e-6, 3e-6 and 1e-5.
 _TILES = {3: ((28, 4), (14, 3), (4, 2)), 5: ((28, 3), (4, 2))}
 _LEAST_CHANNELS = 16  # below, the transforms cost more than the products they save
+
+
+_LEAST_BYTES = 4  # of a number: half precision has no digit to spare for transforms
 
 
 def _tile(images, kernel):
