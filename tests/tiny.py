@@ -11,7 +11,7 @@ from fvaudit.optvis import lowering
 
 
 SIZE = (24, 24)
-_NHWC = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+_NHWC = ("NHWC", "HWIO", "NHWC")
 TRACES: list[str] = []  # grows by one entry whenever the network is traced
 
 
@@ -37,7 +37,7 @@ def tiny_model(seed: int = 0, channels: int = 6) -> Model:
 
 
 def _conv(x, kernel):
-    return jax.lax.conv_general_dilated(x, kernel, (2, 2), "SAME", **_NHWC)
+    return jax.lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=_NHWC)
 
 
 def pictures(n: int, seed: int = 0) -> np.ndarray:
@@ -58,7 +58,10 @@ def attentive_model() -> Model:
 
     def forward(p, images, tap):
         x = tap("embed", _conv(spec.normalise(images), p["embed"]))
-        x = tap("mix", lowering.conv_general_dilated(x, p["mix"], (1, 1), "SAME", **_NHWC))
+        x = tap(
+            "mix",
+            lowering.conv_general_dilated(x, p["mix"], (1, 1), "SAME", dimension_numbers=_NHWC),
+        )
         tokens = x.reshape(len(x), -1, x.shape[-1])
         weights = jax.nn.softmax(tokens @ tokens.swapaxes(1, 2) / tokens.shape[-1] ** 0.5)
         return tap("attention", weights @ tokens)

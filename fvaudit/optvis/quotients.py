@@ -29,9 +29,14 @@ def as_products(jaxpr: core.Jaxpr) -> core.Jaxpr:
 
 def _by_uniform(quotient: core.JaxprEqn, uniform: set[Any]) -> bool:
     """Whether the divisor is a number, or known to be stretched to the shape of the quotient."""
-    divisor, shape = quotient.invars[1], quotient.outvars[0].aval.shape
-    same = isinstance(divisor, core.Literal) or divisor in uniform or divisor.aval.shape != shape
-    return same and jnp.issubdtype(divisor.aval.dtype, jnp.floating)
+    divisor, whole = quotient.invars[1], _array(quotient.outvars[0])
+    known = isinstance(divisor, core.Literal) or divisor in uniform
+    same = known or _array(divisor).shape != whole.shape
+    return same and jnp.issubdtype(_array(divisor).dtype, jnp.floating)
+
+
+def _array(value: Any) -> Any:
+    return value.aval
 
 
 def _product(quotient: core.JaxprEqn) -> tuple[core.JaxprEqn, core.JaxprEqn]:
