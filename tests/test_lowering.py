@@ -54,6 +54,20 @@ def _all(function, x, kernel, g):
     return jax.jit(both)(x, kernel, g)
 
 
+@pytest.mark.parametrize("kind", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("case", [CASES[0], CASES[7], CASES[15]], ids=str)
+def test_half_precision_is_left_to_lax(case, kind):
+    h, w, c, o, kernel_size, strides, padding, groups = case
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(1, h, w, c)), kind)
+    kernel = jnp.asarray(rng.normal(size=(*kernel_size, c // groups, o)), kind)
+    ours, stock = (
+        jax.make_jaxpr(_conv(function, strides, padding, groups))(x, kernel)
+        for function in (lowering.conv_general_dilated, lax.conv_general_dilated)
+    )
+    assert str(ours) == str(stock)
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_convolution_rules_equal_lax(case):
     h, w, c, o, kernel_size, strides, padding, groups = case

@@ -5,7 +5,7 @@ GoogLeNet, and less than a quarter of torch-lucent's. Every side is a worker pro
 compiled and warmed up; sides take turns in rounds (A B C, A B C, ...) with all cores to
 themselves, so that a slow minute hits all of them; ratios are taken within a round. Waiting workers
 cost nothing. Ratios are times: 0.5 means that ours takes half as long. A turn is long enough that
-what comes before the first step (the start, transformed kernels: some two steps' time in ours)
+what comes before the first step (the start, transformed kernels: one or two steps' time in ours)
 weighs little, as in a run of 192 steps.
 
     pip install -e '.[bench]'                     # and torch-lucent: see shipped.py

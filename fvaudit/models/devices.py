@@ -42,7 +42,8 @@ def start() -> None:
             "JAX is set to 64 bits (jax_enable_x64), and fvaudit computes in 32, as networks do. "
             "Leave that off, or call fvaudit inside `with jax.enable_x64(False):`."
         )
-    if not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
+    wanted = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
+    if wanted and not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
         _keep_programs(cache_folder())
     if jax.config.jax_persistent_cache_min_compile_time_secs == _DEFAULT_SECONDS:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING)
