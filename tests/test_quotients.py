@@ -1,4 +1,4 @@
-"""Quotients by what is the same all over an array: products, of the same value."""
+"""Quotients by constants and by what was broadcast become products of the same value."""
 
 import jax
 import jax.numpy as jnp

@@ -150,8 +150,9 @@ def find_convolution(model: Model, layer: str) -> Convolution:
     if not found:
         raise AuditError(
             f"{layer} of {model.name} is not the output of a convolution that fvaudit computes. "
-            "Choose a layer that is, before or after its activation function. What calls "
-            "jax.lax itself computes its own: take fooling_circuit there, or the network as ONNX."
+            "Choose a layer that is, before or after its activation function. One that calls "
+            "jax.lax.conv_general_dilated by itself is not seen: let it call the one of "
+            "fvaudit.optvis.lowering, which takes the same arguments."
         )
     return found[-1]
 

@@ -1,4 +1,4 @@
-"""Quotients by what is the same all over an array, as products.
+"""Quotients by constants, and by arrays that were broadcast, as products.
 
 XLA writes a / b as a * (1 / b), which rounds otherwise, where it sees that b is a constant or was
 broadcast. It sees that in a program for one device and not in the same one for two, and after a
@@ -14,23 +14,23 @@ from jax.extend import core
 
 
 def as_products(jaxpr: core.Jaxpr) -> core.Jaxpr:
-    """The jaxpr with such quotients written as products; calls in it are left as they are."""
-    uniform: set[Any] = set(jaxpr.constvars)
+    """The jaxpr with such quotients written as products; loops and branches stay."""
+    stretched: set[Any] = set(jaxpr.constvars)
     equations: list[core.JaxprEqn] = []
     for equation in jaxpr.eqns:
         if equation.primitive is lax.broadcast_in_dim_p:
-            uniform.update(equation.outvars)
-        if equation.primitive is lax.div_p and _by_uniform(equation, uniform):
+            stretched.update(equation.outvars)
+        if equation.primitive is lax.div_p and _is_seen_through(equation, stretched):
             equations += _product(equation)
         else:
             equations.append(equation)
     return jaxpr.replace(eqns=equations)
 
 
-def _by_uniform(quotient: core.JaxprEqn, uniform: set[Any]) -> bool:
-    """Whether the divisor is a number, or known to be stretched to the shape of the quotient."""
+def _is_seen_through(quotient: core.JaxprEqn, stretched: set[Any]) -> bool:
+    """Whether the divisor is a constant, or is or will be stretched to the quotient's shape."""
     divisor, whole = quotient.invars[1], _array(quotient.outvars[0])
-    known = isinstance(divisor, core.Literal) or divisor in uniform
+    known = isinstance(divisor, core.Literal) or divisor in stretched
     same = known or _array(divisor).shape != whole.shape
     return same and jnp.issubdtype(_array(divisor).dtype, jnp.floating)
 

@@ -127,8 +127,6 @@ def stock_convolutions() -> Iterator[None]:
 # In float32 the largest error, relative to the largest value, is 1e-6, 3e-6 and 1e-5.
 _TILES = {3: ((28, 4), (14, 3), (4, 2)), 5: ((28, 3), (4, 2))}
 _LEAST_CHANNELS = 16  # below, the transforms cost more than the products they save
-
-
 _LEAST_BYTES = 4  # of a number: half precision has no digit to spare for transforms
 
 
