@@ -252,7 +252,7 @@ class TestOnnx:
         model = load_model(name, weights if name == "googlenet" else None)
         done = export_onnx(model, tmp_path / "net.onnx")
         print(name, done.difference, done.batch, (tmp_path / "net.onnx").stat().st_size)
-        # Rounding over sixty layers: 1.4e-5 where it was seen largest (onnxruntime on an Intel Xeon).
+        # Rounding over sixty layers: 1.4e-5 where it was seen largest (onnxruntime, Intel Xeon).
         assert done.difference < 3e-5 and done.batch is None
         again = load_model(tmp_path / "net.onnx")
         images = np.random.default_rng(1).random((2, *model.input.size, 3), np.float32)
