@@ -364,10 +364,11 @@ def test_pictures_of_a_wide_network_keep_their_shape(config, tmp_path):
         assert picture.size == (112, 56)
     size = thumbnails.SIZES[0]
     found = thumbnails.trajectory(tmp_path / "a", made)
-    shots = found.shots if found else np.zeros((0, 1, 1, 3), np.uint8)
+    assert found is not None
     for uri, expected in (
         (thumbnails.exemplar(tmp_path / "a", natural, size), (96, 48)),
-        (thumbnails.strip(shots, size), (72 * len(shots), 36)),
+        (thumbnails.strip(found.shots, size), (72 * len(found.steps), 36)),
     ):
-        with Image.open(io.BytesIO(base64.b64decode(str(uri).partition(",")[2]))) as picture:
+        assert uri is not None
+        with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as picture:
             assert picture.size == expected

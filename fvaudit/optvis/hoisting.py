@@ -45,8 +45,9 @@ def split(
 
     Returns:
         `held`, a list of arrays, and `rest` with rest(held, *varying) equal to
-        function(fixed, *varying) for every `varying` of these shapes. `rest` is not to be
-        differentiated: functions with a gradient rule of their own are taken apart.
+        function(fixed, *varying) for every `varying` of these shapes, up to how quotients are
+        rounded (`quotients`). `rest` is not to be differentiated: functions with a gradient rule
+        of their own are taken apart.
     """
     closed, shape = jax.make_jaxpr(function, return_shape=True)(fixed, *varying)
     jaxpr = _without_dead_code(quotients.as_products(_inlined(closed.jaxpr)))

@@ -130,7 +130,7 @@ def _require_evaluation(module: Any, args: Sequence[Any], kwargs: Mapping[str, A
 
 
 def _lower_fast(part: Any) -> None:
-    """Gives a convolution of this call's own copy of the module the lowerings that are fast here.
+    """Gives a convolution, of our own copy of the module, the lowerings that are fast here.
 
     They also show it to the attacks that look for convolutions.
     """
@@ -172,13 +172,14 @@ def _nnx(module: nnx.Module, variables: Any) -> tuple[Any, Callable[..., Any]]:
         raise AuditError("An nnx.Module holds its variables itself; leave variables out.")
     copy = nnx.clone(module)
     copy.eval()
+    for _, part in nnx.iter_modules(copy):
+        _lower_fast(part)
     graph, random, params = nnx.split(copy, nnx.RngState, ...)
 
     def call(params: Any, images: Any, arguments: Mapping[str, Any], watch: Watch) -> Any:
         fresh = nnx.merge(graph, random, params)
         paths: dict[int, tuple] = {}
         for path, part in nnx.iter_modules(fresh):
-            _lower_fast(part)
             if path and _callable(type(part)):
                 paths[id(part)] = path
                 object.__setattr__(part, "__class__", _reporting(type(part)))
