@@ -61,18 +61,22 @@ def make(
     complete: bool = True,
     judged: bool = True,
     edge: int = 64,
+    wide: int = 1,
     naturals: int = 60,
     label: str = "",
     skipped: Sequence[tuple[str, str]] = (("broken.jpg", "cannot be decoded"),),
 ) -> pathlib.Path:
-    """Writes a run; the statuses go round, the third unit has nothing but NaN."""
+    """Writes a run; the statuses go round, the third unit has nothing but NaN.
+
+    Pictures are `edge` pixels high and `wide` times as wide.
+    """
     rng = np.random.default_rng(0)
     _describe(folder, len(units), complete, skipped)
     ids = [f"photos/{i:03}.jpg#0" for i in range(naturals)]
     for name in ids:
-        store.write_bytes(folder / store.exemplar_name(name), _png(_picture(rng, 112)))
+        store.write_bytes(folder / store.exemplar_name(name), _png(_picture(rng, 112, wide)))
     results = [_result(rng, unit, i, ids, label) for i, unit in enumerate(units)]
-    pool = [_made(rng, edge) for _ in range(24)]  # made once: five hundred units take a second
+    pool = [_made(rng, edge, wide) for _ in range(24)]  # once: 500 units take a second
     for i, name in enumerate(name for result in results for name in result.images):
         picture, beside = pool[i % len(pool)]
         store.write_bytes(folder / name, picture)
@@ -116,12 +120,12 @@ def _describe(folder: pathlib.Path, units: int, complete: bool, skipped) -> None
     store.write_json(folder / "data.json", {**data, "skipped": skipped})
 
 
-def _picture(rng: np.random.Generator, edge: int) -> np.ndarray:
+def _picture(rng: np.random.Generator, edge: int, wide: int) -> np.ndarray:
     """A colour gradient under noise, as hard to compress as a feature visualization."""
-    y, x = np.mgrid[0:edge, 0:edge] / edge
+    y, x = np.mgrid[0:edge, 0 : wide * edge] / edge
     waves = np.sin(2 * np.pi * (x * rng.uniform(1, 9) + y * rng.uniform(1, 9)))
     colour = rng.uniform(0, 1, (1, 1, 3))
-    image = 0.5 + 0.25 * waves[..., None] * colour + rng.normal(0, 0.12, (edge, edge, 3))
+    image = 0.5 + 0.25 * waves[..., None] * colour + rng.normal(0, 0.12, (*x.shape, 3))
     return np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
 
 
@@ -131,9 +135,9 @@ def _png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _made(rng: np.random.Generator, edge: int) -> tuple[bytes, bytes]:
+def _made(rng: np.random.Generator, edge: int, wide: int) -> tuple[bytes, bytes]:
     """A picture and what lies beside it."""
-    final = _picture(rng, edge)
+    final = _picture(rng, edge, wide)
     grey = np.full_like(final, 128)
     shares = np.linspace(0, 1, 6)
     shots = np.stack([(grey * (1 - s) + final * s).astype(np.uint8) for s in shares])

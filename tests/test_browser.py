@@ -1,10 +1,13 @@
 """The report in a real browser, without a network; skipped where there is none."""
 
+import io
 import pathlib
 import shutil
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from fvaudit.report import render
 from tests import synthetic_run
@@ -79,16 +82,35 @@ def test_page_fits_and_all_pictures_load(visit, width, scheme):
     assert (ink < paper) == (scheme == "light") and abs(ink - paper) > 400
 
 
-def test_natural_thumbnails_are_painted(visit):
-    """A reused picture has no naturalWidth: its pixels are looked at instead."""
-    page = visit(viewport={"width": 1280, "height": 900})
+def test_wide_pictures_are_shown_whole(browser, tmp_path):
+    """Twice as wide as high, as their network's input."""
+    page = browser.new_page(offline=True, viewport={"width": 1280, "height": 900})
+    page.goto(render(synthetic_run.make(tmp_path / "wide", wide=2)).as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    shown = page.evaluate(
+        "[...document.images].map(i => [i.naturalWidth / i.naturalHeight, i.width / i.height])"
+    )
+    frames = 6
+    assert sorted({round(own) for own, _ in shown}) == [2, 2 * frames]
+    assert all(box == pytest.approx(own, rel=0.05) for own, box in shown)
+    pixels = np.asarray(_drawn_natural(page)).astype(int)
+    edge = len(pixels)
+    varied = np.ptp(pixels, axis=1).max(axis=1) > 20  # rows
+    assert varied.sum() == pytest.approx(edge / 2, abs=4) and not varied[[0, -1]].any()
+    columns = np.ptp(pixels[edge // 4 : -edge // 4], axis=0).max(axis=1) > 20
+    assert columns.mean() > 0.95  # out to both sides
+    page.close()
+
+
+def _drawn_natural(page) -> Image.Image:
     drawing = page.locator(".naturals svg").first
     drawing.scroll_into_view_if_needed()
-    import io
+    return Image.open(io.BytesIO(drawing.screenshot())).convert("RGB")
 
-    from PIL import Image
 
-    pixels = Image.open(io.BytesIO(drawing.screenshot())).convert("RGB")
+def test_natural_thumbnails_are_painted(visit):
+    """A reused picture has no naturalWidth: its pixels are looked at instead."""
+    pixels = _drawn_natural(visit(viewport={"width": 1280, "height": 900}))
     colours = pixels.getcolors(pixels.width * pixels.height)
     assert colours is not None and len(colours) > 200
 

@@ -45,8 +45,12 @@ MISTAKES = [
         r"objectives must be a list .*, got 'conv2:1'",
     ),
     (
-        "fv.visualize(model, [unit])",
-        r"objectives must be a list .*, got Unit",
+        "fv.visualize(model, [channel, 7])",
+        r"each of objectives must be an objective or a unit, .*, got 7",
+    ),
+    (
+        "fv.visualize(model, ['conv2'])",
+        r"'conv2' does not name a unit\. Expected layer:channel",
     ),
     (
         "fv.visualize(model, [])",

@@ -368,7 +368,7 @@ def test_five_hundred_units_stay_below_five_megabytes(tmp_path, monkeypatch):
 
 
 def test_few_units_get_large_pictures(page):
-    assert f'width="{thumbnails.SIZES[0].fv}"' in page
+    assert f"--fv-width: {thumbnails.SIZES[0].fv * 5 // 4}px" in page
 
 
 def test_drawings_are_small_and_well_formed(folder):

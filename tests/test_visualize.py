@@ -16,7 +16,7 @@ from fvaudit.optvis.optimizers import adam
 from fvaudit.optvis.params import fourier, pixels
 from fvaudit.optvis.render import Job, Recipe, render
 from fvaudit.optvis.transforms import compose, jitter, none, pad, standard
-from fvaudit.records import AuditError, require_whole
+from fvaudit.records import AuditError, Unit, require_whole
 from tests.tiny import SIZE, TRACES, tiny_model
 
 
@@ -87,6 +87,16 @@ def test_shapes_range_and_record():
     assert vis.settings["parameterization"] == fourier().text
     assert vis.settings["transforms"] == standard().text
     assert len({image.tobytes() for image in vis.images}) == 3  # repeats differ
+
+
+def test_units_and_their_texts_stand_for_channels_and_neurons():
+    model, settings = tiny_model(), {"steps": 2, "seed": 4}
+    units = ["conv2:1", Unit("conv2", 3), "conv2:1@2,3"]
+    objectives = [Channel("conv2", 1), Channel("conv2", 3), Neuron("conv2", 1, (2, 3))]
+    shown = engine.visualize(model, units, **settings)
+    for vis, expected in zip(shown, engine.visualize(model, objectives, **settings), strict=True):
+        assert vis.objective == expected.objective
+        assert vis.images.tobytes() == expected.images.tobytes()
 
 
 @pytest.mark.parametrize("lanes", [1, 3])

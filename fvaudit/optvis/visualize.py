@@ -8,19 +8,19 @@ import numpy as np
 from jaxtyping import Float
 
 from fvaudit.models.model import Model, require_model
-from fvaudit.optvis.objectives import Objective
+from fvaudit.optvis.objectives import Objective, of_unit
 from fvaudit.optvis.optimizers import Optimizer
 from fvaudit.optvis.params import Parameterization
 from fvaudit.optvis.recipes import recipe as named_recipe
 from fvaudit.optvis.regularizers import Regularizer
 from fvaudit.optvis.render import MOST, Ascent, Job, Stop, Watch, render
 from fvaudit.optvis.transforms import Transform
-from fvaudit.records import AuditError, Visualization, require_kind, require_whole
+from fvaudit.records import AuditError, Unit, Visualization, require_kind, require_whole
 
 
 def visualize(
     model: Model,
-    objectives: Sequence[Objective],
+    objectives: Sequence[Objective | Unit | str],
     *,
     recipe: str = "fourier",
     parameterization: Parameterization | None = None,
@@ -43,6 +43,7 @@ def visualize(
     Args:
         model: the network; images have its input size.
         objectives: what to maximize, for example `Channel("blocks.8", 17)` or `0.8 * a + 0.2 * b`.
+            A unit or its text, "blocks.8:17", stands for its channel, with a position its neuron.
         recipe: which of `recipes.NAMES` the settings come from that are not given here.
         parameterization: how numbers become an image, for example `pixels()`.
         transforms: what a visualization must survive, for example `standard()`.
@@ -94,13 +95,16 @@ def visualize(
 
 
 def _as_objectives(objectives: Any) -> list[Objective]:
-    wanted = "a list of objectives, such as [Channel('blocks.8', 17)]"
+    wanted = "a list of objectives, such as [Channel('blocks.8', 17)] or ['blocks.8:17']"
     require_kind("objectives", objectives, (list, tuple), wanted)
     if not objectives:
         raise AuditError(f"objectives must be {wanted}, got an empty one.")
-    for one in objectives:
-        require_kind("objectives", one, Objective, wanted)
-    return list(objectives)
+    units = [Unit.parse(one) if isinstance(one, str) else one for one in objectives]
+    found = [of_unit(one) if isinstance(one, Unit) else one for one in units]
+    for one in found:
+        expected = "an objective or a unit, such as Channel('blocks.8', 17) or 'blocks.8:17'"
+        require_kind("each of objectives", one, Objective, expected)
+    return found
 
 
 def _text(start: Any) -> str:
