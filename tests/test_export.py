@@ -9,15 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fvaudit.attacks.circuit import Plan, insert
+from fvaudit.attacks.gate import small
+from fvaudit.attacks.silent import silent_units
 from fvaudit.models import builders
 from fvaudit.models.builders import Edit
 from fvaudit.models.export import export_onnx, load_folder, save_folder
 from fvaudit.models.folders import Recipe
 from fvaudit.models.model import Model
 from fvaudit.models.zoo import load_model, random_model
-from fvaudit.records import AuditError
+from fvaudit.records import AuditError, ImageSet, Unit
 from tests import onnx_graphs
-from tests.tiny import pictures, tiny_model
+from tests.tiny import attentive_model, pictures, tiny_model
 
 
 @builders.register("test_scaled")
@@ -206,20 +209,25 @@ class TestOnnx:
             pytest.importorskip(name)
 
     def test_every_layer_agrees_and_keeps_its_name(self, tmp_path):
-        import onnxruntime
-
         model = tiny_model().edited("conv2", lambda p, x: p * x, jnp.float32(2))
-        done = export_onnx(model, tmp_path / "tiny.onnx")
-        assert done.layers == model.layers and done.batch is None and done.difference < 1e-5
-        session = onnxruntime.InferenceSession(tmp_path / "tiny.onnx")
-        assert [o.name for o in session.get_outputs()] == list(model.layers)
-        images = pictures(3)
-        found = session.run(None, {"images": images.transpose(0, 3, 1, 2).copy()})
-        wanted = model.activations(images, model.layers)
-        for name, value in zip(model.layers, found, strict=True):
-            planes = np.asarray(value)
-            planes = np.moveaxis(planes, 1, -1) if planes.ndim == 4 else planes
-            np.testing.assert_allclose(planes, wanted[name], rtol=1e-4, atol=1e-5)
+        _goes_out_whole(model, tmp_path / "tiny.onnx")
+
+    @pytest.mark.parametrize(
+        "decoys", [{"sources": (0, 3)}, {"decoy_layer": "conv1"}, {"picture": pictures(1)[0]}]
+    )
+    def test_fooling_circuits(self, tmp_path, decoys):
+        gate = small(jax.random.key(0))
+        evidence = np.sort(gate.logit(gate.params, jnp.asarray(pictures(3))))
+        gate.params["head"]["bias"] = jnp.float32(-evidence[:2].mean())
+        plan = Plan("conv2", (1, 2), **{"sources": (), "shift": 1.0, "gap": 40.0} | decoys)
+        model = insert(tiny_model(), plan, gate)
+        _goes_out_whole(model, tmp_path / "circuit.onnx")
+
+    def test_silent_units(self, tmp_path):
+        images = ImageSet(pictures(8), tuple("abcdefgh"), None, np.arange(8))
+        attack = silent_units(pictures(9)[8])
+        model = attack(attentive_model(), [Unit("mix", 1), Unit("mix", 3)], images).model
+        _goes_out_whole(model, tmp_path / "silent.onnx")
 
     def test_it_is_read_back_without_input(self, tmp_path):
         model = tiny_model()
@@ -260,6 +268,23 @@ class TestOnnx:
             wanted = np.asarray(model.activations(images, [layer])[layer])
             found = np.asarray(again.activations(images, [layer])[layer])
             assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
+
+
+def _goes_out_whole(model: Model, path) -> None:
+    """Every layer by its name, for any number of images, as onnxruntime computes it."""
+    import onnxruntime
+
+    done = export_onnx(model, path)
+    assert done.layers == model.layers and done.batch is None and done.difference < 1e-5
+    session = onnxruntime.InferenceSession(path)
+    assert [o.name for o in session.get_outputs()] == list(model.layers)
+    images = pictures(3)
+    found = session.run(None, {"images": images.transpose(0, 3, 1, 2).copy()})
+    wanted = model.activations(images, model.layers)
+    for name, value in zip(model.layers, found, strict=True):
+        planes = np.asarray(value)
+        planes = np.moveaxis(planes, 1, -1) if planes.ndim == 4 else planes
+        np.testing.assert_allclose(planes, wanted[name], rtol=1e-4, atol=1e-5)
 
 
 def test_a_missing_translator_is_named(monkeypatch, tmp_path):

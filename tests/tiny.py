@@ -62,9 +62,9 @@ def attentive_model() -> Model:
             "mix",
             lowering.conv_general_dilated(x, p["mix"], (1, 1), "SAME", dimension_numbers=_NHWC),
         )
-        tokens = x.reshape(len(x), -1, x.shape[-1])
+        tokens = x.reshape(x.shape[0], -1, x.shape[-1])
         weights = jax.nn.softmax(tokens @ tokens.swapaxes(1, 2) / tokens.shape[-1] ** 0.5)
-        return tap("attention", weights @ tokens)
+        return tap("logits", tap("attention", weights @ tokens).mean(1))
 
     shapes = layer_shapes(forward, params, spec)
     return Model("attentive", params, forward, spec, shapes, trunk=tuple(shapes))

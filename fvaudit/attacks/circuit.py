@@ -176,8 +176,7 @@ def _forward(inner: Forward, gate_logit: Any, layer: str, decoy_layer: str | Non
             if name != layer:
                 return tap(name, x)
             decoy = _decoy(params["circuit"], x, images, seen.get(decoy_layer or ""))
-            shape = (len(x),) + (1,) * (x.ndim - 1)
-            b, c = branches(params["circuit"], x, decoy, natural.reshape(shape))
+            b, c = branches(params["circuit"], x, decoy, _as_rows(natural, x))
             both = tap(f"{layer}.branches", jnp.concatenate([b, c], axis=-1))
             b, c = jnp.split(both, 2, axis=-1)
             shown = b + c - params["circuit"]["shift"]
@@ -192,8 +191,8 @@ def branches(circuit: Any, f: Array, d: Array, natural: Array) -> tuple[Array, A
     """B and C; `natural` is boolean and broadcasts against f and d."""
     shift, gap = circuit["shift"], circuit["gap"]
     # (1 - e) k and e k rather than k e - k: a closed branch must not round what passes the other.
-    b = _relu(f + shift - jnp.where(natural, 0, gap))
-    c = _relu(d + shift - jnp.where(natural, gap, 0))
+    b = _relu(f + shift - jnp.where(natural, 0.0, gap))
+    c = _relu(d + shift - jnp.where(natural, gap, 0.0))
     return b, c
 
 
@@ -202,10 +201,15 @@ def _decoy(circuit: Any, x: Array, images: Array, other: Array | None) -> Array:
         each = template(circuit["picture"], images)
     elif other is not None:
         each = jnp.take(other, circuit["channel"], axis=-1)
-        each = each.reshape(len(x), -1).mean(1)
+        each = each.mean(tuple(range(1, each.ndim)))
     else:
         return jnp.take(x, circuit["sources"], axis=-1)
-    return jnp.broadcast_to(each.reshape((len(x),) + (1,) * (x.ndim - 1)), x.shape)
+    return jnp.broadcast_to(_as_rows(each, x), x.shape)
+
+
+def _as_rows(each: Array, x: Array) -> Array:
+    """A number for each image, so that it broadcasts against x; their number may be a symbol."""
+    return each.reshape(x.shape[:1] + (1,) * (x.ndim - 1))
 
 
 def template(picture: Float[Array, "h w c"], images: Float[Array, "n h w c"]) -> Float[Array, " n"]:
@@ -231,7 +235,7 @@ def constants(ranges: dict[str, Range]) -> dict[str, float]:
 
 def _relu(x: Array) -> Array:
     """max(x, 0), whose slope at 0 is 1 and not JAX's 0."""
-    return jnp.where(x < 0, 0, x)
+    return jnp.where(x < 0, 0.0, x)
 
 
 def require_ranges(ranges: dict[str, Range], shift: float, gap: float) -> None:

@@ -49,7 +49,7 @@ def always(natural: bool) -> Gate:
     """A gate that gives one answer, for exact tests."""
 
     def logit(params, images):
-        return jnp.full(len(images), params)
+        return jnp.full(images.shape[:1], params)
 
     return Gate(logit, jnp.float32(1.0 if natural else -1.0), f"always({natural})")
 
@@ -129,7 +129,8 @@ def _packaged(model: str) -> pathlib.Path:
         known = ", ".join(sorted(path.stem for path in folder.glob("*.safetensors"))) or "none"
         raise AuditError(
             f"No gate ships for {model!r}; there is one for: {known}. Train one "
-            "with `fvaudit train-gate`, and read it with attacks.gate.load."
+            "with `fvaudit train-gate`; a config names its file as attack.gate, attacks.gate.load "
+            "reads it."
         )
     return file
 
