@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/bench/layers.md"))
     options = parser.parse_args()
-    peak = _peak()
+    peak = one_core_peak()
     lines = [f"sgemm peak of one core: {peak:.0f} GF/s", ""]
     for network in NETWORKS:
         lines += [*_profile(network, peak), ""]
@@ -41,7 +41,8 @@ def main() -> None:
     print("\n".join(lines))
 
 
-def _peak() -> float:
+def one_core_peak() -> float:
+    """GF/s of a product of square matrices that fit the cache."""
     a, b = bench.draw(SIDE, SIDE), bench.draw(SIDE, SIDE)
     return 2 * SIDE**3 / 1e6 / bench.milliseconds(lambda a, b: a @ b, a, b)
 
