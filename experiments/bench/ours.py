@@ -38,7 +38,10 @@ def build(side: Side, workload: Workload, cores: int) -> Runner:
 
 
 def ascent(model: Model, layer: str, units: list[int], width: int):
-    """`call(seed, steps)` -> images: STRETCH steps or fewer of every unit, `width` at a time."""
+    """`call(seed, steps, first=0)` -> images: at most STRETCH steps of every unit, from `first`.
+
+    As many units at a time as `width`.
+    """
     shape = (*model.input.size, len(model.input.mean))
     begin, advance = programs(
         model.forward, shape, (layer,), Recipe(fourier(), standard(), steps=1)
@@ -46,14 +49,15 @@ def ascent(model: Model, layer: str, units: list[int], width: int):
     params = devices.replicated(model.params)
     batches = [units[at : at + width] for at in range(0, len(units), width)]
 
-    def call(seed: int, steps: int) -> list[jax.Array]:
+    def call(seed: int, steps: int, first: int = 0) -> list[jax.Array]:
         made = []
         for batch in batches:
             full = batch + batch[-1:] * (width - len(batch))
             keys = jnp.stack([jax.random.key(seed + unit) for unit in full])
             objectives = stack([Channel(layer, unit) for unit in full])
-            lasts = np.where(np.arange(width) < len(batch), np.int32(steps), np.int32(0))
-            at = (params, np.int32(0), np.int32(512), lasts, np.zeros(width, bool))
+            working = np.arange(width) < len(batch)
+            lasts = np.where(working, np.int32(first + steps), np.int32(first))
+            at = (params, np.int32(first), np.int32(512), lasts, np.zeros(width, bool))
             out = jax.block_until_ready(advance(*at, objectives, keys, begin(None, keys)))
             made.append(out.images)
         return made

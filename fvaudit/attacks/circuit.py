@@ -61,7 +61,9 @@ def fooling_circuit(decoy: Decoy, gate: Gate) -> Callable[..., Manipulated]:
 
     Args:
         decoy: a whole number m: unit i shows unit i + m of its layer; a `Unit`, of any layer: all
-            show that one; a picture (h, w, c) in [0, 1] of the model's input size: all show it.
+            show that one; a picture (h, w, c) in [0, 1] of the model's input size: all show it, as
+            far as the gate knows ascents towards pictures; those that ship take most of them for
+            photographs, and a blend shows. The certificate has that share.
         gate: tells photographs from visualizations; see `gate.small` and `gate.packaged`.
 
     Returns:
