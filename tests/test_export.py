@@ -240,6 +240,11 @@ class TestOnnx:
         for name in wanted:
             np.testing.assert_allclose(found[name], wanted[name], rtol=1e-4, atol=1e-5)
 
+    def test_what_was_read_back_goes_out_again(self, tmp_path):
+        """Its layers are called as jax2onnx calls values, and some are one value."""
+        export_onnx(tiny_model(), tmp_path / "once.onnx")
+        _goes_out_whole(load_model(tmp_path / "once.onnx"), tmp_path / "twice.onnx")
+
     def test_layers_can_be_chosen(self, tmp_path):
         assert export_onnx(tiny_model(), tmp_path / "a.onnx", layers=["conv1"]).layers == ("conv1",)
         with pytest.raises(AuditError, match="no layer 'conv9'"):
@@ -252,6 +257,12 @@ class TestOnnx:
         with pytest.raises(AuditError, match="a layer differs by .* Nothing was written"):
             export_onnx(tiny_model(), tmp_path / "a.onnx")
         assert not (tmp_path / "a.onnx").exists()
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "vgg16", "vit_b_16"])
+    def test_every_layer_of_the_zoo(self, name, tmp_path):
+        done = export_onnx(random_model(name, seed=0), tmp_path / "net.onnx")
+        assert done.batch is None and done.difference < 3e-5
 
     @pytest.mark.slow
     @pytest.mark.parametrize("name", ["efficientnet_lite0", "googlenet"])

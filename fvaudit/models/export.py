@@ -33,6 +33,7 @@ from fvaudit.records import AuditError
 OPSET = 21
 AGREEMENT = 1e-4  # relative to a layer's largest activation
 CHECKED = 2  # random images
+_PASSING = "fvaudit.output.{}"  # what outputs are called while a file is made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,26 +97,58 @@ def _translated(model: Model, names: tuple[str, ...]) -> tuple[Any, int | None]:
 
     def outputs(images):
         seen = record(model.forward, model.params, images, names)
-        return tuple(seen[name] for name in names)
+        return _each_its_own([seen[name] for name in names])
 
     spatial = [i for i, name in enumerate(names) if len(model.shapes[name]) == 3]
     failures = []
     for batch in ("n", 1):
         try:
             with stock_convolutions(), _quiet():
-                return to_onnx(
+                proto: Any = to_onnx(
                     outputs,
                     [(batch, *model.input.size, 3)],
                     model_name=model.name,
                     opset=OPSET,
                     input_names=["images"],
-                    output_names=list(names),
+                    output_names=[_PASSING.format(i) for i in range(len(names))],
                     inputs_as_nchw=[0],
                     outputs_as_nchw=spatial,
-                ), None if batch == "n" else batch  # pyright: ignore[reportReturnType]
+                )
+            _name_outputs(proto.graph, names)
+            return proto, None if batch == "n" else batch
         except Exception as error:  # whatever a translator meets in foreign code
             failures.append(f"{type(error).__name__}: {str(error)[:300]}")
     raise AuditError(f"{model.name} cannot be written as ONNX ({failures[-1]}).")
+
+
+def _name_outputs(graph: Any, names: Sequence[str]) -> None:
+    """Outputs get their layers' names; values inside that have one of them get another."""
+    inside = {v for node in graph.node for v in (*node.input, *node.output)}
+    new = {name: f"{name}.inside" for name in names if name in inside}
+    new |= {_PASSING.format(i): name for i, name in enumerate(names)}
+    _rename(graph, new)
+
+
+def _rename(graph: Any, new: dict[str, str]) -> None:
+    for node in graph.node:
+        for values in (node.input, node.output):
+            values[:] = [new.get(value, value) for value in values]
+        for attribute in node.attribute:
+            if attribute.HasField("g"):  # the body of a branch or loop, which reads values outside
+                _rename(attribute.g, new)
+    for known in (graph.output, graph.value_info, graph.initializer):
+        for one in known:
+            one.name = new.get(one.name, one.name)
+
+
+def _each_its_own(values: Sequence[Any]) -> tuple[Any, ...]:
+    """Values of which none is another one's object: a value of a file has one name only."""
+    known: set[int] = set()
+    own = []
+    for value in values:
+        own.append(value * 1 if id(value) in known else value)
+        known.add(id(value))
+    return tuple(own)
 
 
 @contextlib.contextmanager

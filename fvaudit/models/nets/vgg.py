@@ -55,7 +55,7 @@ def _by_channel(x: Float[Array, "n h w c"]) -> Float[Array, "n d"]:
             f"VGG-16's dense layers read {LAST} x {LAST} positions, that is images of "
             f"{32 * LAST} x {32 * LAST}; got {x.shape[1]} x {x.shape[2]} positions."
         )
-    return x.transpose(0, 3, 1, 2).reshape(len(x), -1)
+    return x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
 
 
 def trunk() -> tuple[str, ...]:

@@ -131,7 +131,7 @@ def _views(name: str, x: Float[Array, "n t c"], tap: Tap) -> tuple[Array, Array]
 def _viewed(name: str, x: Float[Array, "n t c"], tap: Tap) -> Float[Array, "n t c"]:
     """The tokens as their views leave them."""
     cls, patches = _views(name, x, tap)
-    return jnp.concatenate([cls[:, None], patches.reshape(len(x), GRID**2, -1)], axis=1)
+    return jnp.concatenate([cls[:, None], patches.reshape(x.shape[0], GRID**2, -1)], axis=1)
 
 
 def _norm(rngs: nnx.Rngs) -> nnx.LayerNorm:
