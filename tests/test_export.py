@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from fvaudit.attacks.circuit import Plan, insert
 from fvaudit.attacks.gate import small
@@ -16,7 +18,8 @@ from fvaudit.models import builders
 from fvaudit.models.builders import Edit
 from fvaudit.models.export import export_onnx, load_folder, save_folder
 from fvaudit.models.folders import Recipe
-from fvaudit.models.model import Model
+from fvaudit.models.imports.flax_modules import from_flax
+from fvaudit.models.model import InputSpec, Model
 from fvaudit.models.zoo import load_model, random_model
 from fvaudit.records import AuditError, ImageSet, Unit
 from tests import onnx_graphs
@@ -244,6 +247,26 @@ class TestOnnx:
         """Its layers are called as jax2onnx calls values, and some are one value."""
         export_onnx(tiny_model(), tmp_path / "once.onnx")
         _goes_out_whole(load_model(tmp_path / "once.onnx"), tmp_path / "twice.onnx")
+
+    @pytest.mark.parametrize("named", [False, True])
+    def test_arguments_that_jax2onnx_wants_named(self, tmp_path, named):
+        class Net(nnx.Module):
+            def __init__(self, rngs):
+                self.conv = nnx.Conv(3, 16, (3, 3), rngs=rngs)
+
+            def __call__(self, x):
+                by_name: Any = {"window_shape": (2, 2), "strides": (2, 2)}
+                x = jax.nn.gelu(self.conv(x))
+                x = nnx.max_pool(x, **by_name) if named else nnx.max_pool(x, (2, 2), (2, 2))
+                return x.mean((1, 2))
+
+        spec = InputSpec((24, 24), (0.5,) * 3, (0.2,) * 3, resize=24)
+        model = from_flax(Net(nnx.Rngs(0)), input=spec)
+        if named:
+            assert export_onnx(model, tmp_path / "net.onnx").difference < 1e-5
+        else:
+            with pytest.raises(AuditError, match="Name them, as in nnx.max_pool"):
+                export_onnx(model, tmp_path / "net.onnx")
 
     def test_layers_can_be_chosen(self, tmp_path):
         assert export_onnx(tiny_model(), tmp_path / "a.onnx", layers=["conv1"]).layers == ("conv1",)

@@ -90,7 +90,8 @@ def test_shapes_range_and_record():
 
 
 def test_units_and_their_texts_stand_for_channels_and_neurons():
-    model, settings = tiny_model(), {"steps": 2, "seed": 4}
+    model = tiny_model()
+    settings: Any = {"steps": 2, "seed": 4}
     units = ["conv2:1", Unit("conv2", 3), "conv2:1@2,3"]
     objectives = [Channel("conv2", 1), Channel("conv2", 3), Neuron("conv2", 1, (2, 3))]
     shown = engine.visualize(model, units, **settings)

@@ -33,6 +33,10 @@ from fvaudit.records import AuditError
 OPSET = 21
 AGREEMENT = 1e-4  # relative to a layer's largest activation
 CHECKED = 2  # random images
+_NAMED = (
+    " jax2onnx has functions of its own for many of Flax's and jax.numpy's, and some take fewer "
+    "arguments by place. Name them, as in nnx.max_pool(x, window_shape=(2, 2), strides=(2, 2))."
+)
 _PASSING = "fvaudit.output.{}"  # what outputs are called while a file is made
 
 
@@ -118,7 +122,10 @@ def _translated(model: Model, names: tuple[str, ...]) -> tuple[Any, int | None]:
             return proto, None if batch == "n" else batch
         except Exception as error:  # whatever a translator meets in foreign code
             failures.append(f"{type(error).__name__}: {str(error)[:300]}")
-    raise AuditError(f"{model.name} cannot be written as ONNX ({failures[-1]}).")
+    by_place = "positional argument" in failures[-1]
+    raise AuditError(
+        f"{model.name} cannot be written as ONNX ({failures[-1]}).{_NAMED if by_place else ''}"
+    )
 
 
 def _name_outputs(graph: Any, names: Sequence[str]) -> None:
@@ -171,7 +178,9 @@ def _difference(model: Model, names: tuple[str, ...], content: bytes) -> float:
     except ImportError:
         return math.nan
     try:
-        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors: it warns of every constant that is not used
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         shape = (CHECKED, *model.input.size, 3)
         images = np.random.default_rng(0).random(shape, np.float32)
         fixed = session.get_inputs()[0].shape[0] == 1
