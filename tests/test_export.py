@@ -248,6 +248,44 @@ class TestOnnx:
         export_onnx(tiny_model(), tmp_path / "once.onnx")
         _goes_out_whole(load_model(tmp_path / "once.onnx"), tmp_path / "twice.onnx")
 
+    def test_branches_go_on_reading_what_gets_another_name(self):
+        """x = -in, y = relu(x), and an output that a branch copies from y: its layer is "y" too."""
+        import onnx
+        import onnxruntime
+        from onnx import TensorProto, helper
+
+        from fvaudit.models.export import _name_outputs
+
+        def body(reads):
+            node = helper.make_node("Identity", [reads], [f"of_{reads}"])
+            seen = helper.make_tensor_value_info(f"of_{reads}", TensorProto.FLOAT, [])
+            return helper.make_graph([node], reads, [], [seen])
+
+        nodes = [
+            helper.make_node("Neg", ["in"], ["x"]),
+            helper.make_node("Relu", ["x"], ["y"]),
+            helper.make_node("Greater", ["x", "y"], ["never"]),
+            helper.make_node("Not", ["never"], ["always"]),
+            helper.make_node(
+                "If", ["always"], ["fvaudit.output.0"], then_branch=body("y"), else_branch=body("x")
+            ),
+        ]
+        given, output = (
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [])
+            for name in ("in", "fvaudit.output.0")
+        )
+        model = helper.make_model(
+            helper.make_graph(nodes, "g", [given], [output]),
+            opset_imports=[helper.make_opsetid("", 21)],
+            ir_version=10,
+        )
+        _name_outputs(model.graph, ["y"])
+        onnx.checker.check_model(model, full_check=True)
+        session = onnxruntime.InferenceSession(model.SerializeToString())
+        assert [o.name for o in session.get_outputs()] == ["y"]
+        for value, wanted in ((2.0, 0.0), (-2.0, 2.0)):
+            assert session.run(["y"], {"in": np.array(value, np.float32)})[0] == wanted
+
     @pytest.mark.parametrize("named", [False, True])
     def test_arguments_that_jax2onnx_wants_named(self, tmp_path, named):
         class Net(nnx.Module):

@@ -1,6 +1,6 @@
 """Where a step's matrix products lose time: each shape of them, timed inside the engine's program.
 
-    claim      alone, with weights in the cache, products reach .8 to .9 of the sgemm peak
+    claim      alone, with weights in the cache, products reach .7 to .95 of the sgemm peak
                (layers.py); in a step, those of few rows do not, because their weights are read and
                packed anew for every image
     command    taskset -c 0 python experiments/bench/products.py resnet50/logits
@@ -23,7 +23,8 @@ import tempfile
 
 STEPS = 10
 _OUTER = ("$", "Thunk", "Pjit", "while", "cond")  # hold others, which are counted themselves
-_DUMP = pathlib.Path(tempfile.mkdtemp(prefix="fvaudit-products-"))
+_FOLDER = tempfile.TemporaryDirectory(prefix="fvaudit-products-")
+_DUMP = pathlib.Path(_FOLDER.name)
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"  # a kept program is not dumped
 os.environ["XLA_FLAGS"] = " ".join(
     [

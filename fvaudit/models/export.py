@@ -37,7 +37,8 @@ _NAMED = (
     " jax2onnx has functions of its own for many of Flax's and jax.numpy's, and some take fewer "
     "arguments by place. Name them, as in nnx.max_pool(x, window_shape=(2, 2), strides=(2, 2))."
 )
-_PASSING = "fvaudit.output.{}"  # what outputs are called while a file is made
+_PASSING = "fvaudit.output.{}"  # what outputs are called while a file is made,
+_INSIDE = "fvaudit.inside.{}"  # and values for good whose names are those of layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,22 +131,31 @@ def _translated(model: Model, names: tuple[str, ...]) -> tuple[Any, int | None]:
 
 def _name_outputs(graph: Any, names: Sequence[str]) -> None:
     """Outputs get their layers' names; values inside that have one of them get another."""
-    inside = {v for node in graph.node for v in (*node.input, *node.output)}
-    new = {name: f"{name}.inside" for name in names if name in inside}
+    inside = _values(graph)
+    new = {name: _INSIDE.format(i) for i, name in enumerate(names) if name in inside}
     new |= {_PASSING.format(i): name for i, name in enumerate(names)}
     _rename(graph, new)
+
+
+def _values(graph: Any) -> set[str]:
+    own = {value for node in graph.node for value in (*node.input, *node.output)}
+    return own.union(*(_values(body) for node in graph.node for body in _bodies(node)))
 
 
 def _rename(graph: Any, new: dict[str, str]) -> None:
     for node in graph.node:
         for values in (node.input, node.output):
             values[:] = [new.get(value, value) for value in values]
-        for attribute in node.attribute:
-            if attribute.HasField("g"):  # the body of a branch or loop, which reads values outside
-                _rename(attribute.g, new)
+        for body in _bodies(node):
+            _rename(body, new)
     for known in (graph.output, graph.value_info, graph.initializer):
         for one in known:
             one.name = new.get(one.name, one.name)
+
+
+def _bodies(node: Any) -> list[Any]:
+    """Of a branch or loop: graphs that read values of the one they stand in."""
+    return [attribute.g for attribute in node.attribute if attribute.HasField("g")]
 
 
 def _each_its_own(values: Sequence[Any]) -> tuple[Any, ...]:
