@@ -226,6 +226,15 @@ class TestOnnx:
         model = insert(tiny_model(), plan, gate)
         _goes_out_whole(model, tmp_path / "circuit.onnx")
 
+    def test_whole_numbers_beside_floats(self, tmp_path):
+        """jax2onnx promotes them to 64 bits, as NumPy does."""
+
+        def halves(p, x):
+            return jnp.concatenate([jnp.where(x > p, x, 0)[..., :3], x[..., 3:]], axis=-1)
+
+        model = tiny_model().edited("conv2", halves, jnp.float32(0.1))
+        _goes_out_whole(model, tmp_path / "halves.onnx")
+
     def test_silent_units(self, tmp_path):
         images = ImageSet(pictures(8), tuple("abcdefgh"), None, np.arange(8))
         attack = silent_units(pictures(9)[8])

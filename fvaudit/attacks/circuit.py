@@ -193,8 +193,8 @@ def branches(circuit: Any, f: Array, d: Array, natural: Array) -> tuple[Array, A
     """B and C; `natural` is boolean and broadcasts against f and d."""
     shift, gap = circuit["shift"], circuit["gap"]
     # (1 - e) k and e k rather than k e - k: a closed branch must not round what passes the other.
-    b = _relu(f + shift - jnp.where(natural, 0.0, gap))
-    c = _relu(d + shift - jnp.where(natural, gap, 0.0))
+    b = _relu(f + shift - jnp.where(natural, 0, gap))
+    c = _relu(d + shift - jnp.where(natural, gap, 0))
     return b, c
 
 
@@ -237,7 +237,7 @@ def constants(ranges: dict[str, Range]) -> dict[str, float]:
 
 def _relu(x: Array) -> Array:
     """max(x, 0), whose slope at 0 is 1 and not JAX's 0."""
-    return jnp.where(x < 0, 0.0, x)
+    return jnp.where(x < 0, 0, x)
 
 
 def require_ranges(ranges: dict[str, Range], shift: float, gap: float) -> None:

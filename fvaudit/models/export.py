@@ -119,6 +119,7 @@ def _translated(model: Model, names: tuple[str, ...]) -> tuple[Any, int | None]:
                     inputs_as_nchw=[0],
                     outputs_as_nchw=spatial,
                 )
+            _as_single(proto.graph)
             _name_outputs(proto.graph, names)
             return proto, None if batch == "n" else batch
         except Exception as error:  # whatever a translator meets in foreign code
@@ -127,6 +128,29 @@ def _translated(model: Model, names: tuple[str, ...]) -> tuple[Any, int | None]:
     raise AuditError(
         f"{model.name} cannot be written as ONNX ({failures[-1]}).{_NAMED if by_place else ''}"
     )
+
+
+def _as_single(graph: Any) -> None:
+    """Makes float of what is called double.
+
+    Nothing here has 64 bits, but jax2onnx promotes as NumPy does: a whole number and a float32, as
+    in `jnp.where(x > 0, x, 0)`, to 64.
+    """
+    from onnx import TensorProto, numpy_helper
+
+    attributes = [attribute for node in graph.node for attribute in node.attribute]
+    for attribute in attributes:
+        if attribute.name == "to" and attribute.i == TensorProto.DOUBLE:
+            attribute.i = TensorProto.FLOAT
+    for tensor in (*graph.initializer, *(a.t for a in attributes if a.HasField("t"))):
+        if tensor.data_type == TensorProto.DOUBLE:
+            single = numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(single, tensor.name))
+    for value in (*graph.output, *graph.value_info):
+        if value.type.tensor_type.elem_type == TensorProto.DOUBLE:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+    for body in (body for node in graph.node for body in _bodies(node)):
+        _as_single(body)
 
 
 def _name_outputs(graph: Any, names: Sequence[str]) -> None:
